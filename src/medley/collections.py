@@ -1,0 +1,287 @@
+"""Collections: a corpus, queries and relevance judgements for one split, from a BEIR folder, MTEB or the hub.
+
+A collection is named by `SPEC` or `SPEC:SPLIT`, where SPEC is a folder in BEIR layout, `demo/<name>` (bundled),
+an MTEB retrieval task name (`SciFact`) or a hub id in BEIR layout (`mteb/scifact`). A BEIR folder holds
+`corpus.jsonl` (`_id`, `title`, `text`), `queries.jsonl` (`_id`, `text`) and `qrels/<split>.tsv`
+(header `query-id corpus-id score`; a score of 0 is an explicit human negative).
+Opening a folder validates every line once and keeps ids and byte offsets, not texts: passages are read on demand.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from medley.errors import CollectionError
+from medley.files import parse_json_line, read_jsonl, write_jsonl, write_text
+from medley.fingerprint import fingerprint, fingerprint_file, fingerprint_texts
+
+BUNDLED = Path(__file__).parent / "bundled"
+QRELS_HEADER = ("query-id", "corpus-id", "score")
+
+Judgements = Mapping[str, Mapping[str, int]]
+"""For each query id, the graded relevance of each judged passage id; 0 is judged and not relevant."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One passage of a corpus."""
+
+    id: str
+    text: str
+    title: str = ""
+
+    @property
+    def full_text(self) -> str:
+        """What an encoder reads: title, space, text where there is a title (BMRetriever)."""
+        return f"{self.title} {self.text}".strip()
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A corpus with the queries and judgements of one split.
+
+    `queries` holds only queries that the split judges, in file order. `identity` is a content fingerprint.
+    """
+
+    name: str
+    split: str
+    corpus: Sequence[Passage]
+    queries: Mapping[str, str]
+    judgements: Judgements
+    identity: str
+
+    def positives(self, query_id: str) -> list[str]:
+        """Ids of the passages judged relevant (score above 0) for a query, by descending score, then id."""
+        scores = self.judgements[query_id]
+        return sorted((p for p, score in scores.items() if score > 0), key=lambda p: (-scores[p], p))
+
+
+class FolderCorpus(Sequence[Passage]):
+    """The passages of a `corpus.jsonl`, validated once and then read by byte offset: memory holds ids only."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.ids: list[str] = []
+        self._offsets = array("q")
+        self._validate()
+
+    def _validate(self) -> None:
+        if not self.path.is_file():
+            raise CollectionError(f"{self.path}: no such file; a collection folder needs a corpus.jsonl.")
+        seen: set[str] = set()
+        offset = 0
+        with self.path.open("rb") as stream:
+            for line_number, raw in enumerate(stream, start=1):
+                if raw.strip():
+                    passage = self._passage(raw, line_number)
+                    if passage.id in seen:
+                        raise CollectionError(
+                            f"{self.path}:{line_number}: duplicate passage id {passage.id!r}; ids must be unique."
+                        )
+                    seen.add(passage.id)
+                    self.ids.append(passage.id)
+                    self._offsets.append(offset)
+                offset += len(raw)
+        if not self.ids:
+            raise CollectionError(f"{self.path}: holds no passages; add at least one line.")
+
+    def _passage(self, raw: bytes, line_number: int) -> Passage:
+        where = f"{self.path}:{line_number}"
+        row = parse_json_line(raw, where, CollectionError)
+        title = row.get("title") or ""
+        if not isinstance(title, str):
+            raise CollectionError(f"{where}: title is a {type(title).__name__}; it must be a string.")
+        text = row.get("text", "")
+        if not isinstance(text, str):
+            raise CollectionError(f"{where}: text is a {type(text).__name__}; it must be a string.")
+        if not text.strip() and not title.strip():
+            raise CollectionError(f"{where}: the passage is empty; give it a text or remove the line.")
+        return Passage(_id(row, where), text, title)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int | slice) -> Passage | list[Passage]:  # type: ignore[override]
+        if isinstance(index, slice):
+            return [self._read(position) for position in range(*index.indices(len(self)))]
+        return self._read(range(len(self))[index])
+
+    def __iter__(self) -> Iterator[Passage]:
+        with self.path.open("rb") as stream:
+            for line_number, raw in enumerate(stream, start=1):
+                if raw.strip():
+                    yield self._passage(raw, line_number)
+
+    def _read(self, position: int) -> Passage:
+        with self.path.open("rb") as stream:
+            stream.seek(self._offsets[position])
+            return self._passage(stream.readline(), position + 1)
+
+
+def load_collection(spec: str, *, default_split: str = "test") -> Collection:
+    """Open the collection that `SPEC` or `SPEC:SPLIT` names (see the module's head).
+
+    Raises CollectionError when nothing has that name, a file is malformed, or ids do not fit together.
+    """
+    name, split = split_spec(spec, default_split)
+    folder = find_folder(name)
+    if folder is not None:
+        return read_folder(folder, split, name=name)
+    from medley.mteb_tasks import load_mteb_task  # imports mteb (3 s), only where a task or hub id is asked for
+
+    return load_mteb_task(name, split)
+
+
+def split_spec(spec: str, default_split: str = "test") -> tuple[str, str]:
+    """Split `SPEC:SPLIT` at its last colon; a colon that is part of an existing path stays with the path."""
+    name, colon, split = spec.rpartition(":")
+    if not colon or not name or "/" in split or "\\" in split or Path(os.path.expandvars(spec)).exists():
+        return spec, default_split
+    return name, split
+
+
+def find_folder(name: str) -> Path | None:
+    """The BEIR folder that a name stands for, with `~` and `$VARIABLES` expanded; None for a task or hub id.
+
+    Raises CollectionError for a path that plainly means a folder but is none, or an unset variable.
+    """
+    expanded = os.path.expanduser(os.path.expandvars(name))
+    if "$" in expanded:
+        raise CollectionError(f"{name}: the environment variable is not set; export it or write the path out.")
+    path = Path(expanded)
+    if (path / "corpus.jsonl").is_file():
+        return path
+    if name.startswith("demo/"):
+        bundled = BUNDLED / name
+        if bundled.is_dir():
+            return bundled
+        known = ", ".join(f"demo/{folder.name}" for folder in sorted((BUNDLED / "demo").iterdir()) if folder.is_dir())
+        raise CollectionError(f"{name}: no such bundled collection; there are {known}.")
+    if path.is_dir():
+        raise CollectionError(f"{path}: the folder has no corpus.jsonl; a collection needs one (BEIR layout).")
+    if expanded.startswith((".", "/", "~")) or expanded.count("/") > 1:
+        raise CollectionError(f"{path}: no such folder; check the path of the collection.")
+    return None
+
+
+def read_folder(folder: Path, split: str, *, name: str | None = None) -> Collection:
+    """Read and validate one split of a BEIR folder."""
+    corpus = FolderCorpus(folder / "corpus.jsonl")
+    texts = _read_queries(folder / "queries.jsonl")
+    qrels_path = folder / "qrels" / f"{split}.tsv"
+    if not qrels_path.is_file():
+        splits = ", ".join(sorted(file.stem for file in (folder / "qrels").glob("*.tsv"))) or "none"
+        raise CollectionError(f"{qrels_path}: no such split; this collection has: {splits}.")
+    judgements = read_qrels(qrels_path, known_queries=texts, known_passages=set(corpus.ids))
+    return Collection(
+        name=name or folder.name,
+        split=split,
+        corpus=corpus,
+        queries=MappingProxyType({query_id: text for query_id, text in texts.items() if query_id in judgements}),
+        judgements=MappingProxyType(judgements),
+        identity=fingerprint(
+            [fingerprint_file(folder / "corpus.jsonl"), fingerprint_file(folder / "queries.jsonl"), split,
+             fingerprint_file(qrels_path)]
+        ),
+    )  # fmt: skip
+
+
+def in_memory(
+    name: str, split: str, passages: Sequence[Passage], queries: Mapping[str, str], judgements: Judgements
+) -> Collection:
+    """Make a collection of values that are already in memory, checked as a folder is."""
+    ids = [passage.id for passage in passages]
+    if len(set(ids)) < len(ids):
+        raise CollectionError(f"{name}: passage ids are not unique; make them so.")
+    known = set(ids)
+    for query_id, scores in judgements.items():
+        if query_id not in queries:
+            raise CollectionError(f"{name}: judgement of an unknown query id {query_id!r}; add the query.")
+        unknown = sorted(set(scores) - known)
+        if unknown:
+            raise CollectionError(f"{name}: query {query_id!r} judges {unknown[0]!r}, which is in no passage.")
+    judged = {query_id: text for query_id, text in queries.items() if query_id in judgements}
+    return Collection(
+        name, split, passages, MappingProxyType(judged), MappingProxyType(dict(judgements)),
+        identity=fingerprint([
+            fingerprint_texts(part for p in passages for part in (p.id, p.title, p.text)),
+            fingerprint_texts(part for item in judged.items() for part in item),
+            {query_id: dict(scores) for query_id, scores in judgements.items()},
+        ]),
+    )  # fmt: skip
+
+
+def _read_queries(path: Path) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for line_number, row in read_jsonl(path, CollectionError):
+        where = f"{path}:{line_number}"
+        query_id = _id(row, where)
+        text = row.get("text")
+        if not isinstance(text, str) or not text.strip():
+            raise CollectionError(f"{where}: query {query_id!r} is empty; give it a text or remove the line.")
+        if query_id in texts:
+            raise CollectionError(f"{where}: duplicate query id {query_id!r}; ids must be unique.")
+        texts[query_id] = text
+    return texts
+
+
+def read_qrels(
+    path: Path, *, known_queries: Mapping[str, str], known_passages: set[str]
+) -> dict[str, dict[str, int]]:
+    """Read a judgements table; every id must be known, every score a whole number, every pair judged once."""
+    judgements: dict[str, dict[str, int]] = {}
+    for line_number, raw in enumerate(path.read_bytes().splitlines(), start=1):
+        where = f"{path}:{line_number}"
+        try:
+            fields = raw.decode("utf-8").rstrip("\r").split("\t")
+        except UnicodeDecodeError as problem:
+            raise CollectionError(f"{where}: byte {problem.start} is not UTF-8; save it as UTF-8.") from problem
+        if (line_number == 1 and tuple(fields) == QRELS_HEADER) or fields == [""]:
+            continue
+        if len(fields) != 3:
+            raise CollectionError(f"{where}: {len(fields)} columns; write query-id, corpus-id, score with tabs.")
+        query_id, passage_id, score = fields
+        if query_id not in known_queries:
+            raise CollectionError(f"{where}: query id {query_id!r} is not in queries.jsonl; add it or drop the line.")
+        if passage_id not in known_passages:
+            raise CollectionError(
+                f"{where}: passage id {passage_id!r} is in no line of corpus.jsonl; add it or drop the line."
+            )
+        try:
+            grade = int(score)
+        except ValueError as problem:
+            raise CollectionError(f"{where}: score {score!r} is not a whole number; use 0, 1, 2, ...") from problem
+        if passage_id in judgements.setdefault(query_id, {}):
+            raise CollectionError(f"{where}: {query_id!r} judges {passage_id!r} twice; keep one line.")
+        judgements[query_id][passage_id] = grade
+    if not any(grade > 0 for scores in judgements.values() for grade in scores.values()):
+        raise CollectionError(f"{path}: no judgement above 0; a split needs at least one relevant passage.")
+    return judgements
+
+
+def _id(row: Mapping[str, object], where: str) -> str:
+    value = row.get("_id")
+    if not isinstance(value, (str, int)) or isinstance(value, bool) or not str(value).strip():
+        raise CollectionError(f"{where}: no usable _id; give every line a string `_id`.")
+    return str(value)
+
+
+def write_folder(collection: Collection, folder: Path) -> None:
+    """Write a collection as a BEIR folder; a further split of the same corpus may be written into it later."""
+    write_jsonl(
+        folder / "corpus.jsonl",
+        ({"_id": passage.id, "title": passage.title, "text": passage.text} for passage in collection.corpus),
+    )
+    queries_path = folder / "queries.jsonl"
+    queries = _read_queries(queries_path) if queries_path.exists() else {}
+    queries.update(collection.queries)
+    write_jsonl(queries_path, ({"_id": query_id, "text": text} for query_id, text in queries.items()))
+    lines = ["\t".join(QRELS_HEADER)]
+    for query_id, scores in collection.judgements.items():
+        lines += [f"{query_id}\t{passage_id}\t{score}" for passage_id, score in scores.items()]
+    write_text(folder / "qrels" / f"{collection.split}.tsv", "\n".join(lines) + "\n")

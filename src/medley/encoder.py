@@ -1,0 +1,322 @@
+"""The only place where text becomes a vector: build, open, encode with and save a retriever.
+
+A retriever is a `SentenceTransformer` (decoder, pooling, optional normalisation) whose tokenizer appends the
+end-of-sequence token itself, whose attention direction stands in config.json and whose template stands in its
+prompts. So the saved folder encodes the same in Medley, plain sentence-transformers, MTEB and embedding servers.
+Mining, training, evaluation and export all come here; no other module tokenizes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from medley.collections import BUNDLED, Passage
+from medley.errors import ModelError
+from medley.files import explained_write_errors, read_json, write_json, writing
+from medley.fingerprint import fingerprint
+from medley.template import TEMPLATES, Template
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+DESCRIPTION = "medley.json"
+"""The file in a model or expert folder that keeps what sentence-transformers has no place for."""
+FORMAT = 1
+
+
+class RetrieverSettings(BaseModel):
+    """How a decoder becomes a retriever (the recipe's `retriever:`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pooling: Literal["last", "mean"] = Field("last", description="which hidden states make the vector")
+    attention: Literal["bidirectional", "causal"] = Field(
+        "bidirectional", description="whether a token sees the tokens after it"
+    )
+    max_length: int = Field(512, ge=4, description="tokens a text is cut to, the end-of-sequence token included")
+    template: Literal["bmretriever", "e5", "plain"] | Template = Field(
+        "bmretriever", description="how instruction and text are joined: a name, or {query: ..., document: ...}"
+    )
+    normalize: bool = Field(True, description="whether vectors have length 1")
+    dtype: Literal["bfloat16", "float32", "float16"] = Field("bfloat16", description="of the weights in memory")
+
+    @property
+    def template_value(self) -> Template:
+        """The template itself, whether it was given by name or in full."""
+        return TEMPLATES[self.template] if isinstance(self.template, str) else self.template
+
+
+@dataclass(frozen=True)
+class Retriever:
+    """A model with all that decides what a text's vector is.
+
+    `template` is None for a foreign sentence-transformers model: then the prompts it was saved with are used and
+    an instruction cannot be changed.
+    """
+
+    model: SentenceTransformer
+    template: Template | None = None
+    instruction: str = ""
+
+    def query_prompt(self, instruction: str | None = None) -> str:
+        """The text that precedes each query; `instruction` replaces the retriever's own."""
+        if self.template is None:
+            if instruction:
+                raise ModelError(
+                    "this model was not made by Medley and has no template, so no instruction can be put in; "
+                    "use the prompts it was saved with."
+                )
+            return (self.model.prompts or {}).get("query") or ""
+        return self.template.query_prefix(self.instruction if instruction is None else instruction)
+
+    @property
+    def document_prompt(self) -> str:
+        """The text that precedes each passage."""
+        if self.template is None:
+            return (self.model.prompts or {}).get("document") or ""
+        return self.template.document
+
+    def identity(self) -> str:
+        """Fingerprint of everything that decides a vector: weights, tokenizer, pooling, attention, prompts, dtype."""
+        return fingerprint(
+            {
+                "weights": _fingerprint_tensors(self.model.state_dict()),
+                "tokenizer": self.model.tokenizer.backend_tokenizer.to_str(),
+                "modules": [str(module) for module in list(self.model)[1:]],
+                "attention": getattr(self.model[0].config, "is_causal", True),
+                "max_length": self.model.max_seq_length,
+                "prompts": [self.query_prompt(), self.document_prompt],
+            }
+        )
+
+
+def _fingerprint_tensors(tensors: dict[str, torch.Tensor]) -> str:
+    import hashlib
+
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().contiguous().cpu()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.view(torch.uint8).numpy().data if tensor.ndim else tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def resolve_base(base: str) -> str:
+    """Turn a recipe's `base` into what transformers opens: `tiny` is the bundled one, a path is expanded.
+
+    Raises ModelError for a path that does not exist.
+    """
+    if base == "tiny":
+        return str(BUNDLED / "tiny")
+    path = Path(base).expanduser()
+    if path.exists():
+        if not (path / "config.json").is_file() and not (path / "modules.json").is_file():
+            raise ModelError(f"{base}: the folder has no config.json, so it is no model; point at a model folder.")
+        return str(path)
+    if base.startswith((".", "/", "~")) or base.count("/") > 1:
+        raise ModelError(f"{base}: no such model folder; check the path of the base.")
+    return base
+
+
+def check_decoder(base: str) -> None:
+    """Refuse a base that is no decoder-only language model (an encoder such as BERT, or T5).
+
+    Raises ModelError naming the architecture; also for a hub id that cannot be fetched.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    try:
+        config = AutoConfig.from_pretrained(resolve_base(base))
+    except (OSError, ValueError) as problem:
+        reason = str(problem).splitlines()[0]
+        raise ModelError(f"{base}: cannot be opened as a language model ({reason}); check its name.") from problem
+    kind = config.model_type
+    if (
+        config.is_encoder_decoder
+        or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        or kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    ):
+        raise ModelError(
+            f"{base}: is a {kind} model, which is no decoder-only language model; "
+            "choose a base such as Qwen3, Llama, Mistral, Gemma, Phi-3 or `tiny`."
+        )
+
+
+def build_retriever(
+    base: str, settings: RetrieverSettings, *, instruction: str = "", device: str | None = None
+) -> Retriever:
+    """Make a retriever of any decoder-only language model.
+
+    The tokenizer is changed so that it appends the end-of-sequence token itself (its post-processor does, hence
+    every server does), truncation leaves room for it, and `config.is_causal` says the attention's direction.
+    """
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    check_decoder(base)
+    with quiet_loading():
+        transformer = Transformer(
+            resolve_base(base),
+            model_kwargs={"dtype": getattr(torch, settings.dtype)},
+            processor_kwargs={"model_max_length": settings.max_length},
+        )
+    transformer.model.config.is_causal = settings.attention == "causal"
+    append_end_of_sequence(transformer.tokenizer, base)
+    pooling = Pooling(
+        transformer.get_embedding_dimension(), pooling_mode="lasttoken" if settings.pooling == "last" else "mean"
+    )
+    template = settings.template_value
+    model = SentenceTransformer(
+        modules=[transformer, pooling, *([Normalize()] if settings.normalize else [])],
+        prompts={"query": template.query_prefix(instruction), "document": template.document},
+        similarity_fn_name="cosine" if settings.normalize else "dot",
+        device=device,
+    )
+    model.eval()
+    return Retriever(model, template, instruction)
+
+
+def append_end_of_sequence(tokenizer: Any, base: str) -> None:
+    """Make a fast tokenizer end every text with one end-of-sequence token, and give it a padding token.
+
+    An existing post-processor (a leading BOS, say) is kept and runs first.
+    """
+    from tokenizers.processors import Sequence as ProcessorSequence
+    from tokenizers.processors import TemplateProcessing
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ModelError(f"{base}: has no fast tokenizer (tokenizer.json); convert it with transformers first.")
+    if tokenizer.eos_token is None:
+        raise ModelError(f"{base}: its tokenizer names no eos_token; set one in tokenizer_config.json.")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    if tokenizer("a")["input_ids"][-1] != tokenizer.eos_token_id:
+        eos = (tokenizer.eos_token, tokenizer.eos_token_id)
+        appending = TemplateProcessing(single=f"$A {eos[0]}", pair=f"$A {eos[0]} $B {eos[0]}", special_tokens=[eos])
+        existing = backend.post_processor
+        backend.post_processor = ProcessorSequence([existing, appending]) if existing else appending
+    token_ids = tokenizer("a a a a a a a a", truncation=True, max_length=4)["input_ids"]
+    if token_ids[-1] != tokenizer.eos_token_id or len(token_ids) > 4:
+        raise ModelError(f"{base}: its tokenizer does not keep a final {tokenizer.eos_token} when it cuts a text.")
+
+
+def open_retriever(path: str, *, device: str | None = None, dtype: str | None = None) -> Retriever:
+    """Open a saved retriever, or any sentence-transformers model by folder or hub id.
+
+    Raises ModelError when it cannot be opened.
+    """
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    location = resolve_base(path)
+    try:
+        with quiet_loading():
+            model = SentenceTransformer(
+                location, device=device, model_kwargs={"dtype": getattr(torch, dtype)} if dtype else None
+            )
+    except (OSError, ValueError) as problem:
+        reason = str(problem).splitlines()[0]
+        raise ModelError(f"{path}: cannot be opened as a retriever ({reason}); check its name.") from problem
+    model.eval()
+    description_path = Path(location) / DESCRIPTION
+    if not description_path.is_file():
+        return Retriever(model)
+    description = read_json(description_path, ModelError)
+    return Retriever(model, Template(**description["template"]), description["instruction"])
+
+
+def save_retriever(retriever: Retriever, folder: Path, *, card: str, extra: dict[str, Any] | None = None) -> None:
+    """Write a model folder that `SentenceTransformer(folder)` opens; atomic.
+
+    `card` becomes README.md; `extra` is kept in medley.json beside template and instruction.
+    """
+    with writing(folder) as temporary, explained_write_errors(folder), quiet_loading():
+        retriever.model.save_pretrained(str(temporary), create_model_card=False)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        write_json(temporary / DESCRIPTION, describe(retriever) | (extra or {}))
+
+
+def describe(retriever: Retriever) -> dict[str, Any]:
+    """What medley.json keeps of a retriever."""
+    template = retriever.template or Template(query=retriever.query_prompt(), document=retriever.document_prompt)
+    return {"format": FORMAT, "template": template.model_dump(), "instruction": retriever.instruction}
+
+
+def encode_queries(
+    retriever: Retriever, texts: Sequence[str], *, instruction: str | None = None, batch_size: int = 64
+) -> np.ndarray:
+    """Encode queries under the retriever's instruction, or another one.
+
+    Returns float32 of shape (Q, H), in the order given; length 1 where the retriever normalises.
+    """
+    return _encode(retriever, texts, retriever.query_prompt(instruction), "query", batch_size)
+
+
+def encode_passages(
+    retriever: Retriever, passages: Sequence[Passage | str], *, batch_size: int = 64
+) -> np.ndarray:
+    """Encode passages (title, space, text). Returns float32 of shape (D, H), in the order given."""
+    texts = [passage if isinstance(passage, str) else passage.full_text for passage in passages]
+    return _encode(retriever, texts, retriever.document_prompt, "document", batch_size)
+
+
+def _encode(retriever: Retriever, texts: Sequence[str], prompt: str, task: str, batch_size: int) -> np.ndarray:
+    """The one call into sentence-transformers. A passage and a query may differ in route as well as in prompt."""
+    import torch
+
+    if not texts:
+        return np.zeros((0, retriever.model.get_embedding_dimension() or 0), dtype=np.float32)
+    encode = retriever.model.encode_query if task == "query" else retriever.model.encode_document
+    vectors = encode(
+        list(texts), prompt=prompt, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False
+    ).float()
+    if _normalizes(retriever.model):
+        # the model normalises in its own dtype; in bfloat16 lengths are off by up to half a percent
+        vectors = torch.nn.functional.normalize(vectors, dim=-1)
+    return vectors.cpu().numpy()
+
+
+def _normalizes(model: SentenceTransformer) -> bool:
+    from sentence_transformers.sentence_transformer.modules import Normalize
+
+    return any(isinstance(module, Normalize) for module in model)
+
+
+class quiet_loading:  # noqa: N801 (used as a statement: `with quiet_loading():`)
+    """Keep transformers' weight-loading bars and reports out of the user's terminal, warnings included."""
+
+    def __enter__(self) -> None:
+        """Remember and lower the verbosity."""
+        from transformers.utils import logging as transformers_logging
+
+        self._verbosity = transformers_logging.get_verbosity()
+        self._bars = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        """Restore it."""
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.set_verbosity(self._verbosity)
+        if self._bars:
+            transformers_logging.enable_progress_bar()
+        logging.getLogger("sentence_transformers").setLevel(logging.NOTSET)

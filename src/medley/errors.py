@@ -1,0 +1,54 @@
+"""The error tree: every error that Medley raises on purpose, and the exit code that the command line gives it.
+
+MedleyError                 exit code 1: something went wrong that is not the user's input
+└── InputError              exit code 2: the user's input is wrong; the message says what, where and how to mend it
+    ├── CollectionError     a corpus, queries or judgements file
+    ├── PairsError          a training-pairs file
+    ├── RecipeError         a recipe or merge file
+    ├── ModelError          a base, expert or retriever
+    ├── EndpointError       a language-model endpoint that is down or refuses
+    ├── LeakError           training text that recurs in a test collection
+    └── OutputError         a folder or file that cannot be written (another run's folder, a full disk)
+"""
+
+from __future__ import annotations
+
+
+class MedleyError(Exception):
+    """Any failure that Medley reports in one sentence."""
+
+    exit_code = 1
+
+
+class InputError(MedleyError):
+    """The user's input is wrong. The message is one sentence: what is wrong, where, how to mend it."""
+
+    exit_code = 2
+
+
+class CollectionError(InputError):
+    """A collection is missing, malformed or inconsistent."""
+
+
+class PairsError(InputError):
+    """A training-pairs file is missing or malformed."""
+
+
+class RecipeError(InputError):
+    """A recipe or merge file has a wrong key, type or value."""
+
+
+class ModelError(InputError):
+    """A base, expert or retriever cannot be used as asked."""
+
+
+class EndpointError(InputError):
+    """A language-model endpoint cannot be reached or refuses the request."""
+
+
+class LeakError(InputError):
+    """Training text recurs in a collection that the result is tested on."""
+
+
+class OutputError(InputError):
+    """A result cannot be written where it was asked to go."""

@@ -1,0 +1,46 @@
+"""Progress of long work on standard error: a bar with an estimate on a terminal, an occasional line elsewhere.
+
+Standard output stays free for results.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+LINE_EVERY_S = 30.0
+"""How often a log file (not a terminal) gets a line."""
+
+
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how much of `total` is done; the value given is called with the number of items just finished."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(label, total=total)
+            yield lambda count=1: bar.advance(task, count)
+        return
+    start = last = time.monotonic()
+    done = 0
+
+    def advance(count: int = 1) -> None:
+        nonlocal done, last
+        done += count
+        now = time.monotonic()
+        if now - last > LINE_EVERY_S and 0 < done < total:
+            last = now
+            left_s = (now - start) / done * (total - done)
+            print(f"{label}: {done}/{total}, about {left_s:.0f} s left", file=sys.stderr, flush=True)
+
+    yield advance
+
+
+def say(message: str) -> None:
+    """One line of news on standard error."""
+    print(message, file=sys.stderr, flush=True)
