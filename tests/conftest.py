@@ -1,0 +1,66 @@
+"""Fixtures: real tiny models, built from config with random weights, of every architecture that is supported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ARCHITECTURES = ("qwen3", "llama", "mistral", "gemma", "phi3")
+TEXT = [
+    "the quick brown fox jumps over the lazy dog",
+    "insulin lowers blood glucose and metformin reduces hepatic glucose production",
+    "what is the first treatment of type 2 diabetes in adults",
+    "Represent this passage\npassage: Given a question, retrieve passages that answer it\nQuery: ",
+] * 3
+
+
+def make_tokenizer(folder: Path) -> int:
+    """A byte-level BPE tokenizer with 400 entries; returns their number."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+    fast.save_pretrained(folder)
+    return len(fast)
+
+
+def make_model(architecture: str, folder: Path, seed: int = 0) -> Path:
+    """A decoder with random weights of the named architecture, with its tokenizer, in a folder."""
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    vocabulary = make_tokenizer(folder)
+    config = CONFIG_MAPPING[architecture](
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, max_position_embeddings=256, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2, initializer_range=0.2,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One random tiny model folder for each supported architecture."""
+    root = tmp_path_factory.mktemp("models")
+    return {architecture: make_model(architecture, root / architecture) for architecture in ARCHITECTURES}
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random tiny Qwen3 decoder."""
+    return make_model("qwen3", tmp_path_factory.mktemp("model") / "qwen3")
