@@ -1,0 +1,1 @@
+"""Training: pairs in, experts out. Contrastive loss, LoRA adapters, sentence-transformers' trainer."""
