@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from medley.collections import BUNDLED, Passage
 from medley.errors import ModelError
 from medley.files import explained_write_errors, read_json, write_json, writing
-from medley.fingerprint import fingerprint
+from medley.fingerprint import fingerprint, fingerprint_folder
 from medley.template import TEMPLATES, Template
 
 if TYPE_CHECKING:
@@ -126,6 +126,27 @@ def resolve_base(base: str) -> str:
     if base.startswith((".", "/", "~")) or base.count("/") > 1:
         raise ModelError(f"{base}: no such model folder; check the path of the base.")
     return base
+
+
+def model_identity(name: str) -> str:
+    """Fingerprint of a model that is not loaded yet: a folder's content, or a hub id with its commit.
+
+    Raises ModelError when a hub model can neither be asked for nor is in the cache.
+    """
+    location = Path(resolve_base(name))
+    if location.is_dir():
+        return fingerprint_folder(location)
+    import huggingface_hub
+
+    try:
+        return fingerprint([name, huggingface_hub.model_info(name, timeout=10).sha])
+    except Exception as problem:  # the hub client raises many kinds; offline, the cached copy's commit counts
+        config = huggingface_hub.try_to_load_from_cache(name, "config.json")
+        if not isinstance(config, str):
+            raise ModelError(
+                f"{name}: is no folder here and the model hub cannot be asked; check the name or the network."
+            ) from problem
+        return fingerprint([name, Path(config).parent.name])
 
 
 def check_decoder(base: str) -> None:

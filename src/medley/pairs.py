@@ -89,14 +89,15 @@ def _dataset_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def pair_from_row(row: Mapping[str, Any], where: str) -> TrainingPair:
     """Understand one row in any known layout and check it; `where` is its file:line for messages."""
+    keys = ", ".join(sorted(row)) or "none"
     if "positive_passages" in row:
         row = _from_tevatron(row, where)
     elif "pos" in row:
         row = _from_flag_embedding(row, where)
     elif "negatives" not in row:
         row = _from_triplet(row)
-    query = _text(row, "query", where)
-    positive = _text(row, "positive", where)
+    query = _text(row, "query", where, keys)
+    positive = _text(row, "positive", where, keys)
     negatives = row.get("negatives") or []
     if not isinstance(negatives, (list, tuple)) or not all(isinstance(text, str) for text in negatives):
         raise PairsError(f"{where}: negatives must be a list of strings.")
@@ -115,10 +116,9 @@ def pair_from_row(row: Mapping[str, Any], where: str) -> TrainingPair:
     )
 
 
-def _text(row: Mapping[str, Any], key: str, where: str) -> str:
+def _text(row: Mapping[str, Any], key: str, where: str, keys: str) -> str:
     value = row.get(key)
     if value is None:
-        keys = ", ".join(sorted(row)) or "none"
         raise PairsError(f"{where}: no key {key!r} (found: {keys}); write query, positive and negatives.")
     if not isinstance(value, str) or not value.strip():
         raise PairsError(f"{where}: {key} is empty or not a string; give it a text or remove the line.")

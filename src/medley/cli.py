@@ -1,0 +1,416 @@
+"""The command line: a thin shell. Progress goes to standard error, results to standard output.
+
+Exit codes: 0 success, 2 the user's input is wrong (one sentence), 1 anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medley.errors import InputError, MedleyError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Turn a decoder-only language model into a retriever for your domain.",
+)
+synthesize_app = typer.Typer(no_args_is_help=True, help="Write training data: hard negatives, or queries.")
+app.add_typer(synthesize_app, name="synthesize")
+
+Out = Annotated[Path, typer.Option("--out", help="Where the result goes.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+PairsFile = Annotated[Path, typer.Option("--pairs", help="A pairs file: JSON Lines, .gz or Parquet.")]
+Seed = Annotated[int, typer.Option(help="Of every random choice.")]
+
+
+def main() -> None:
+    """Run the command line; turn errors into one sentence and an exit code."""
+    try:
+        app()
+    except MedleyError as problem:
+        print(f"medley: {problem}", file=sys.stderr)
+        sys.exit(problem.exit_code)
+    except KeyboardInterrupt:
+        print("medley: interrupted; run the same command again to continue.", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def demo(
+    out: Out = Path("demo-run"),
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a setting: key.sub=value.")] = None,
+) -> None:
+    """The whole pipeline on bundled data and a bundled base: CPU, no network, no LLM."""
+    from medley.collections import BUNDLED
+
+    run(BUNDLED / "demo" / "recipe.yaml", out=out, overrides=overrides)
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file (YAML).")],
+    out: Annotated[Path | None, typer.Option("--out", help="The run folder; default runs/<name>.")] = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a setting: key.sub=value.")] = None,
+    plan_only: Annotated[bool, typer.Option("--plan", help="Say what would run and its cost; touch nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe, from data to proof; continues where an earlier run of it stopped."""
+    from medley.pipeline.start import plan, run_recipe
+    from medley.recipe import load_recipe
+
+    settings = load_recipe(recipe, overrides or ())
+    folder = out or Path("runs") / settings.name
+    if plan_only:
+        _print_steps(plan(settings, folder), as_json)
+        return
+    run_recipe(settings, folder, until=until)
+    results = folder / "results.json"
+    if results.is_file() and until is None:
+        _print_results(json.loads(results.read_text(encoding="utf-8")), as_json)
+        if not as_json:
+            print(f"\nmodel:  {folder / 'model'}\nreport: {folder / 'report.html'}")
+
+
+@app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False
+) -> None:
+    """Say which steps of a run are done, stale or missing, and why."""
+    from medley.pipeline.start import status as run_status
+
+    if not (folder / "recipe.yaml").is_file():
+        raise InputError(f"{folder}: holds no recipe.yaml, so it is no run folder; check the path.")
+    _print_steps(run_status(folder), as_json)
+
+
+@app.command()
+def mine(
+    pairs: PairsFile,
+    out: Out,
+    retriever: Annotated[str, typer.Option(help="`bm25`, or a model folder or hub id.")] = "bm25",
+    corpus: Annotated[str | None, typer.Option(help="A collection; default: the pairs' own positives.")] = None,
+    depth: Annotated[int, typer.Option(help="Candidates looked at per query.")] = 100,
+    per_query: Annotated[int, typer.Option(help="Negatives kept per query.")] = 1,
+    margin: Annotated[float, typer.Option(help="Keep those scoring below margin x the positive's score.")] = 0.95,
+    seed: Seed = 13,
+) -> None:
+    """Mine hard negatives for training pairs, from a corpus."""
+    from medley.encoder import open_retriever
+    from medley.mine import MiningSettings, mine_negatives
+    from medley.pairs import read_pairs, write_pairs
+
+    settings = MiningSettings(retriever=retriever, depth=depth, per_query=per_query, margin=margin)
+    rows = read_pairs(pairs)
+    passages = _corpus(corpus) if corpus else None
+    model = None if retriever == "bm25" else open_retriever(retriever)
+    mined = mine_negatives(rows, passages, settings, seed=seed, retriever=model)
+    write_pairs(out, mined.pairs)
+    print(json.dumps(mined.counts))
+
+
+@synthesize_app.command("negatives")
+def synthesize_negatives(
+    pairs: PairsFile,
+    out: Out,
+    corpus: Annotated[str | None, typer.Option(help="A collection that siblings are taken from.")] = None,
+    llm_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint; without: perturbation.")] = None,
+    llm_model: Annotated[str | None, typer.Option(help="The model's name at the endpoint.")] = None,
+    concurrency: Annotated[int, typer.Option(help="Requests in flight.")] = 8,
+    budget_tokens: Annotated[int | None, typer.Option(help="Stop cleanly before more tokens are used.")] = None,
+    seed: Seed = 13,
+) -> None:
+    """Write hard negatives: by an LLM, or by perturbing positives where no endpoint is named."""
+    from medley.collections import Passage
+    from medley.pairs import read_pairs, write_pairs
+    from medley.synthesize.settings import GenerationSettings
+
+    rows = read_pairs(pairs)
+    settings = GenerationSettings()
+    if llm_url is not None:
+        from medley.synthesize.negatives import generate_negatives
+
+        chat = _chat(llm_url, llm_model, concurrency, budget_tokens, out)
+        generated = generate_negatives(rows, chat, settings.llm, seed=seed)
+    else:
+        from medley.synthesize.perturb import perturb_negatives
+
+        passages = _corpus(corpus) if corpus else [Passage(str(i), row.positive) for i, row in enumerate(rows)]
+        generated = perturb_negatives(rows, passages, settings.perturbation, seed=seed)
+    write_pairs(out, generated.pairs)
+    print(json.dumps(generated.counts))
+
+
+@synthesize_app.command("queries")
+def synthesize_queries(
+    corpus: Annotated[str, typer.Option(help="A collection whose passages get queries.")],
+    out: Out,
+    llm_url: Annotated[str, typer.Option(help="An OpenAI-compatible endpoint.")],
+    llm_model: Annotated[str, typer.Option(help="The model's name at the endpoint.")],
+    concurrency: Annotated[int, typer.Option(help="Requests in flight.")] = 8,
+    budget_tokens: Annotated[int | None, typer.Option(help="Stop cleanly before more tokens are used.")] = None,
+    seed: Seed = 13,
+) -> None:
+    """Write a query for each passage of a corpus, by an LLM (BMRetriever's instance level)."""
+    from medley.pairs import write_pairs
+    from medley.synthesize.queries import generate_queries
+    from medley.synthesize.settings import GenerationSettings
+
+    chat = _chat(llm_url, llm_model, concurrency, budget_tokens, out)
+    generated = generate_queries(list(_corpus(corpus)), chat, GenerationSettings().llm, seed=seed)
+    write_pairs(out, generated.pairs)
+    print(json.dumps(generated.counts))
+
+
+@app.command("tune-prompt")
+def tune_prompt(
+    model: Annotated[str, typer.Argument(help="A Medley model folder.")],
+    collection: Annotated[str, typer.Option(help="Dev collection, SPEC:SPLIT.")],
+    out: Out,
+    method: Annotated[str, typer.Option(help="library")] = "library",
+) -> None:
+    """Choose the retrieval instruction of a finished model on dev."""
+    from medley.collections import load_collection
+    from medley.encoder import encode_passages, encode_queries, open_retriever
+    from medley.errors import ModelError
+    from medley.files import write_json
+    from medley.merge.pool import PoolVectors, build_pool, score_vectors
+    from medley.prompts.choose import choose_instruction, library
+
+    if method != "library":
+        raise InputError(f"--method {method}: not known; choose library.")
+    retriever = open_retriever(model)
+    if retriever.template is None:
+        raise ModelError(f"{model}: was not made by Medley, so its instruction cannot be changed.")
+    pool = build_pool(load_collection(collection, default_split="dev"))
+    passages_DH = encode_passages(retriever, pool.passages)
+
+    def score(instruction: str) -> float:
+        queries_QH = encode_queries(retriever, pool.query_texts, instruction=instruction)
+        return score_vectors(pool, PoolVectors(queries_QH, passages_DH))
+
+    choice = choose_instruction(retriever.instruction or library()[0], library(), score)
+    write_json(out, choice.as_json())
+    print(choice.instruction)
+
+
+@app.command()
+def train(
+    base: Annotated[str, typer.Option(help="Hub id, model folder, or `tiny`.")],
+    pairs: PairsFile,
+    out: Out,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 5e-5,
+    batch_size: Annotated[int, typer.Option(help="Pairs a step.")] = 256,
+    epochs: Annotated[float, typer.Option(help="Passes over the pairs.")] = 1.0,
+    instruction: Annotated[str, typer.Option(help="Task sentence of rows that have none.")] = "",
+    seed: Seed = 13,
+) -> None:
+    """Train one LoRA expert on a pairs file."""
+    from medley.encoder import RetrieverSettings, build_retriever
+    from medley.expert import save_expert
+    from medley.pairs import read_pairs
+    from medley.train.contrastive import train as train_retriever
+    from medley.train.settings import TrainSettings
+
+    rows = read_pairs(pairs)
+    retriever = build_retriever(base, RetrieverSettings(), instruction=instruction or rows[0].instruction)
+    settings = TrainSettings(learning_rate=learning_rate, batch_size=batch_size, epochs=epochs)
+    training = train_retriever(retriever, rows, settings, seed=seed)
+    save_expert(retriever, out, base=base, settings=RetrieverSettings())
+    print(json.dumps({"pairs": training.pairs, "steps": training.steps, "loss": training.losses[-1]["loss"]}))
+
+
+@app.command()
+def merge(
+    merge_file: Annotated[Path, typer.Argument(help="A merge file (YAML); mergekit's are accepted.")], out: Out
+) -> None:
+    """Merge experts with given weights and export the model through the gate."""
+    from medley.merge.model import merge_model
+    from medley.merge.settings import read_merge_file
+
+    gate = merge_model(read_merge_file(merge_file), out)
+    print(json.dumps({"model": str(out), "min_cosine": gate.min_cosine, "max_base_cosine": gate.max_base_cosine}))
+
+
+@app.command("search-merge")
+def search_merge(
+    merge_file: Annotated[Path, typer.Argument(help="A merge file with a `search` section.")], out: Out
+) -> None:
+    """Search merge coefficients on dev, in memory; write search.json and the best model."""
+    from medley.collections import load_collection
+    from medley.errors import RecipeError
+    from medley.merge import model as merging
+    from medley.merge.pool import build_pool
+    from medley.merge.search import write_search
+    from medley.merge.settings import read_merge_file
+
+    settings = read_merge_file(merge_file)
+    if settings.search is None or not settings.search.dev:
+        raise RecipeError(f"{merge_file}: search.dev is required; name at least one dev collection.")
+    pools = [build_pool(load_collection(spec, default_split="dev")) for spec in settings.search.dev]
+    result = merging.search_merge(settings, pools)
+    best = settings.model_copy(update={"weights": result.best.coefficients})
+    merging.merge_model(best, out / "model")
+    write_search(out / "search.json", result)
+    print(json.dumps(result.as_json()["best"]))
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model folder or hub id, or `bm25`.")],
+    task: Annotated[list[str], typer.Option(help="MTEB task or collection folder, with :SPLIT; repeatable.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Where results.json goes.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="Instead of the model's own.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default: as saved.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a model (or BM25) on MTEB tasks and on collection folders."""
+    from medley.collections import load_collection
+    from medley.encoder import open_retriever
+    from medley.evaluate.scores import evaluate_bm25, evaluate_retriever
+    from medley.files import write_json
+
+    collections = [load_collection(spec) for spec in task]
+    if model == "bm25":
+        description: dict[str, Any] = {"name": "bm25"}
+        scores = evaluate_bm25(collections)
+    else:
+        retriever = open_retriever(model, dtype=dtype)
+        instructions = {c.name: instruction for c in collections} if instruction is not None else None
+        description = {"name": model, "identity": retriever.identity()}
+        scores = evaluate_retriever(retriever, collections, instructions=instructions)
+    results = {"model": description, "tasks": {name: task.as_json() for name, task in scores.items()}}
+    if out is not None:
+        write_json(out, results)
+    if as_json:
+        print(json.dumps(results))
+    else:
+        _print_results({"variants": {model: results}}, as_json)
+
+
+@app.command()
+def compare(
+    results: Annotated[list[Path], typer.Argument(help="results.json files of `medley evaluate`, or of runs.")],
+    as_json: Json = False,
+    seed: Seed = 13,
+) -> None:
+    """Paired tests between result files: the first against each other one."""
+    from medley.errors import CollectionError
+    from medley.files import read_json
+    from medley.pipeline.proof import compare_variants
+
+    variants: dict[str, Any] = {}
+    for path in results:
+        content = read_json(path, CollectionError)
+        if "variants" in content:
+            named = {name if len(results) == 1 else f"{path}:{name}": v for name, v in content["variants"].items()}
+        elif "tasks" in content:
+            named = {str(path): content}
+        else:
+            raise CollectionError(f"{path}: has neither `tasks` nor `variants`; give a results.json.")
+        variants.update(named)
+    if len(variants) < 2:
+        raise CollectionError("one result is nothing to compare; give at least two.")
+    rows = compare_variants(variants, next(iter(variants)), seed=seed)
+    if as_json:
+        print(json.dumps(rows))
+        return
+    for row in rows:
+        verdict = "differs" if row["p_holm"] < 0.05 else "no difference shown"
+        print(
+            f"{row['a']} - {row['b']}: {row['difference']:+.4f} "
+            f"[{row['ci_low']:+.4f}, {row['ci_high']:+.4f}], p = {row['p_value']:.4f}, "
+            f"Holm {row['p_holm']:.4f}: {verdict}"
+        )
+
+
+@app.command()
+def leaks(
+    pairs: PairsFile,
+    against: Annotated[list[str], typer.Option(help="Collection folder or MTEB task, with :SPLIT; repeatable.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """List training texts that recur in dev or test collections."""
+    from medley.collections import load_collection
+    from medley.leaks import find_leaks
+    from medley.pairs import read_pairs
+
+    rows = read_pairs(pairs)
+    for spec in against:
+        collection = load_collection(spec)
+        for leak in find_leaks(rows, collection):
+            if as_json:
+                print(json.dumps(leak.as_json()))
+            else:
+                print(f"row {leak.row} {leak.field}: {leak.kind} {leak.similarity:.2f} {leak.against} {leak.id}")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write the report of a run again."""
+    from medley.report import write_report
+
+    print(write_report(folder))
+
+
+def _corpus(spec: str) -> Any:
+    """The passages of a collection; the corpus alone is enough, so any split will do."""
+    from medley.collections import FolderCorpus, find_folder, load_collection, split_spec
+
+    folder = find_folder(split_spec(spec)[0])
+    return FolderCorpus(folder / "corpus.jsonl") if folder else load_collection(spec).corpus
+
+
+def _chat(url: str, model: str | None, concurrency: int, budget_tokens: int | None, out: Path) -> Any:
+    from medley.llm import LlmSettings, open_chat
+
+    if model is None:
+        raise InputError("--llm-model is required with --llm-url; name the model that the endpoint serves.")
+    settings = LlmSettings(base_url=url, model=model, concurrency=concurrency, budget_tokens=budget_tokens)
+    return open_chat(settings, cache=out.with_name(out.name + ".llm-cache.jsonl"))
+
+
+def _print_steps(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows))
+        return
+    for row in rows:
+        costs = ", ".join(
+            f"{value:,.0f} {key.replace('_', ' ')}" for key, value in row.items() if key not in ("step", "state", "why")
+        )
+        print(f"{row['state']:8} {row['step']:32} {'; '.join(text for text in (row['why'], costs) if text)}".rstrip())
+
+
+def _print_results(results: dict[str, Any], as_json: bool) -> None:
+    """A table of nDCG@10: a row for each variant, a column for each task, and the mean."""
+    if as_json:
+        print(json.dumps(results))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    variants = results["variants"]
+    tasks = list(dict.fromkeys(task for variant in variants.values() for task in variant["tasks"]))
+    table = Table(title="nDCG@10")
+    table.add_column("model")
+    for task in tasks:
+        table.add_column(task, justify="right")
+    table.add_column("mean", justify="right")
+    if "comparisons" in results:
+        table.add_column("merged is better by", justify="right")
+        table.add_column("p (Holm)", justify="right")
+    against = {row["b"]: row for row in results.get("comparisons", [])}
+    for name, variant in variants.items():
+        scores = [variant["tasks"][task]["ndcg_at_10"] for task in tasks if task in variant["tasks"]]
+        cells = [f"{score:.4f}" for score in scores] + [f"{sum(scores) / len(scores):.4f}"]
+        if name in against:
+            cells += [f"{against[name]['difference']:+.4f}", f"{against[name]['p_holm']:.4f}"]
+        table.add_row(name, *cells)
+    Console().print(table)

@@ -1,0 +1,149 @@
+"""Building the data artefacts: pairs of a source, their mined negatives, their generated negatives.
+
+Each artefact's pairs.jsonl has one row for each pair of the source, in the same order; the mine and synthesize
+artefacts hold only the negatives that they added, so that an expert can choose among kinds.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from medley.collections import Passage
+from medley.errors import LeakError, MedleyError
+from medley.files import write_json
+from medley.leaks import blocking, find_leaks
+from medley.pairs import TrainingPair, pairs_from_collection, read_pairs, write_pairs
+from medley.pipeline.inputs import Inputs, expanded
+from medley.recipe import Recipe, Source
+
+PAIRS = "pairs.jsonl"
+COUNTS = "counts.json"
+
+
+def build_source(
+    recipe: Recipe, inputs: Inputs, name: str, held_out: Sequence[str], out: Path, _: Mapping[str, Path]
+) -> dict[str, Any]:
+    """Read a source's pairs and hold them against every dev and test collection.
+
+    Raises LeakError when training queries recur there, unless the recipe says to drop or allow them.
+    """
+    source = recipe.sources[name]
+    pairs = _read(source, inputs, name)
+    if source.limit is not None and source.limit < len(pairs):
+        kept = sorted(random.Random(recipe.seed).sample(range(len(pairs)), source.limit))
+        pairs = [pairs[index] for index in kept]
+    leaking: dict[str, set[int]] = {}
+    if recipe.leaks != "allow":
+        for spec in held_out:
+            found = blocking(find_leaks(pairs, inputs.collection(spec)))
+            if found:
+                leaking[spec] = {leak.row for leak in found}
+                if recipe.leaks == "refuse":
+                    first = found[0]
+                    raise LeakError(
+                        f"sources.{name}: {len(leaking[spec])} of {len(pairs)} training queries also stand in "
+                        f"{spec}, the first being row {first.row} ({pairs[first.row].query!r:.80}); "
+                        "use other training data, or set `leaks: drop` to leave such rows out."
+                    )
+    dropped = set().union(*leaking.values()) if leaking else set()
+    kept_pairs = [pair for row, pair in enumerate(pairs) if row not in dropped]
+    if len(kept_pairs) < 2:
+        raise LeakError(f"sources.{name}: fewer than two rows are left after leaking ones were dropped.")
+    write_pairs(out / PAIRS, kept_pairs)
+    return {"pairs": len(kept_pairs), "leaks": {spec: len(rows) for spec, rows in leaking.items()}}
+
+
+def _read(source: Source, inputs: Inputs, name: str) -> list[TrainingPair]:
+    if source.collection is not None:
+        collection = inputs.collection(f"{source.collection}:{source.split}")
+        return pairs_from_collection(collection, instruction=source.instruction, source=name)
+    pairs = read_pairs(expanded(source.pairs or ""))
+    return [
+        replace(pair, source=name, instruction=pair.instruction or source.instruction) for pair in pairs
+    ]
+
+
+def build_mined(
+    recipe: Recipe, inputs: Inputs, name: str, out: Path, needs: Mapping[str, Path]
+) -> dict[str, Any]:
+    """Mine hard negatives for a source's pairs, from its collection's corpus or from its own positives."""
+    from medley.encoder import open_retriever
+    from medley.mine import mine_negatives
+
+    if recipe.negatives.mined is None:
+        raise MedleyError("nothing to mine: the recipe's negatives.mined is null")
+    pairs = [replace(pair, negatives=()) for pair in read_pairs(needs[f"sources/{name}"] / PAIRS)]
+    settings = recipe.negatives.mined.model_copy(update={"margin": recipe.negatives.guard.margin})
+    retriever = None if settings.retriever == "bm25" else open_retriever(settings.retriever)
+    mined = mine_negatives(pairs, _passages(recipe, inputs, name), settings, seed=recipe.seed, retriever=retriever)
+    write_pairs(out / PAIRS, mined.pairs)
+    write_json(out / COUNTS, mined.counts)
+    return {"pairs": len(mined.pairs), "counts": mined.counts}
+
+
+def _passages(recipe: Recipe, inputs: Inputs, name: str) -> Sequence[Passage] | None:
+    source = recipe.sources[name]
+    return inputs.collection(f"{source.collection}:{source.split}").corpus if source.collection else None
+
+
+def build_generated(
+    recipe: Recipe, inputs: Inputs, name: str, out: Path, needs: Mapping[str, Path]
+) -> dict[str, Any]:
+    """Generate hard negatives: through the recipe's endpoint, or by perturbing positives where there is none."""
+    settings = recipe.negatives.generated
+    if settings is None:
+        raise MedleyError("nothing to generate: the recipe's negatives.generated is null")
+    seen = read_pairs(needs.get(f"mine/{name}", needs[f"sources/{name}"]) / PAIRS)
+    if recipe.llm is not None:
+        from medley.llm import open_chat
+        from medley.synthesize.negatives import generate_negatives
+
+        chat = open_chat(recipe.llm, cache=out.parents[2] / "llm-cache.jsonl")
+        generated = generate_negatives(seen, chat, settings.llm, seed=recipe.seed)
+    else:
+        from medley.synthesize.perturb import perturb_negatives
+
+        passages = _passages(recipe, inputs, name) or [
+            Passage(str(row), pair.positive) for row, pair in enumerate(seen)
+        ]
+        generated = perturb_negatives(seen, passages, settings.perturbation, seed=recipe.seed)
+    write_pairs(out / PAIRS, [_only_new(before, after) for before, after in zip(seen, generated.pairs, strict=True)])
+    write_json(out / COUNTS, generated.counts)
+    return {"pairs": len(generated.pairs), "counts": generated.counts}
+
+
+def _only_new(before: TrainingPair, after: TrainingPair) -> TrainingPair:
+    return replace(after, negatives=tuple(text for text in after.negatives if text not in before.negatives))
+
+
+def assemble_pairs(sources: Sequence[str], kinds: Sequence[str], needs: Mapping[str, Path]) -> list[TrainingPair]:
+    """An expert's training pairs, each with the wanted kinds of negatives in turn: one of each kind, then the next."""
+    pairs = []
+    for source in sources:
+        judged = read_pairs(needs[f"sources/{source}"] / PAIRS)
+        columns = {
+            "judged": judged,
+            "mined": _optional(needs.get(f"mine/{source}"), judged),
+            "generated": _optional(needs.get(f"synthesize/{source}"), judged),
+        }
+        for row, pair in enumerate(judged):
+            lists = [columns[kind][row].negatives for kind in kinds]
+            negatives = [
+                texts[position]
+                for position in range(max(map(len, lists), default=0))
+                for texts in lists
+                if position < len(texts)
+            ]
+            pairs.append(replace(pair, negatives=tuple(dict.fromkeys(negatives))))
+    return pairs
+
+
+def _optional(folder: Path | None, judged: Sequence[TrainingPair]) -> Sequence[TrainingPair]:
+    """Rows with added negatives, or the same rows with none where the recipe made none."""
+    if folder is None:
+        return [replace(pair, negatives=()) for pair in judged]
+    return read_pairs(folder / PAIRS)

@@ -1,0 +1,69 @@
+"""What a run reads, opened once: collections with their identities, files and code with their fingerprints."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import medley
+from medley.collections import Collection, load_collection
+from medley.encoder import model_identity
+from medley.errors import PairsError
+from medley.fingerprint import fingerprint, fingerprint_file, fingerprint_path
+
+ALL = "all"
+"""Name of the model trained on all the data together."""
+PACKAGE = Path(medley.__file__).parent
+EVERYWHERE = ("collections.py", "encoder.py", "pairs.py", "template.py")
+"""Nouns that decide every stage's result."""
+
+
+@dataclass
+class Inputs:
+    """Opened collections and computed fingerprints of one planning, so that no file is read twice."""
+
+    collections: dict[str, Collection] = field(default_factory=dict)
+    identities: dict[str, str] = field(default_factory=dict)
+
+    def collection(self, spec: str) -> Collection:
+        """The collection that `SPEC:SPLIT` names."""
+        if spec not in self.collections:
+            self.collections[spec] = load_collection(spec)
+        return self.collections[spec]
+
+    def collection_identities(self, specs: list[str]) -> dict[str, str]:
+        """Content fingerprints by spec."""
+        return {spec: self.collection(spec).identity for spec in specs}
+
+    def pairs_file(self, path: str) -> str:
+        """Content fingerprint of a pairs file or data-set folder."""
+        if path not in self.identities:
+            location = expanded(path)
+            if not location.exists():
+                raise PairsError(f"{path}: no such pairs file; check the path in the recipe's sources.")
+            self.identities[path] = fingerprint_path(location)
+        return self.identities[path]
+
+    def model(self, name: str) -> str:
+        """Content fingerprint of a model folder, or id and revision of a hub model."""
+        if name not in self.identities:
+            self.identities[name] = model_identity(name)
+        return self.identities[name]
+
+
+def expanded(path: str) -> Path:
+    """A recipe's path with `~` and `$VARIABLES` filled in; PairsError where a variable is unset."""
+    filled = os.path.expanduser(os.path.expandvars(path))
+    if "$" in filled:
+        raise PairsError(f"{path}: the environment variable is not set; export it or write the path out.")
+    return Path(filled)
+
+
+def code_of(*places: str) -> str:
+    """Fingerprint of the source code of some modules or packages of Medley, and of the nouns that all depend on."""
+    files: list[Path] = []
+    for place in (*places, *EVERYWHERE):
+        path = PACKAGE / place
+        files += sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    return fingerprint([[file.relative_to(PACKAGE).as_posix(), fingerprint_file(file)] for file in files])

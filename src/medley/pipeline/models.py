@@ -1,0 +1,227 @@
+"""Building the model artefacts: pre-trained base, chosen instructions, experts, merge search, merged model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from medley.encoder import (
+    Retriever,
+    build_retriever,
+    encode_passages,
+    encode_queries,
+    save_retriever,
+)
+from medley.files import read_json, write_json
+from medley.pairs import TrainingPair
+from medley.pipeline.data import assemble_pairs
+from medley.pipeline.inputs import ALL, Inputs
+from medley.recipe import Expert, Recipe
+
+PROMPT = "prompt.json"
+TRAINING = "training.json"
+SEARCH = "search.json"
+PROBE_TEXTS = 16
+"""Dev queries and passages that the export gate encodes."""
+
+
+def base_of(recipe: Recipe, needs: Mapping[str, Path]) -> str:
+    """The model that experts start from: the pre-trained one where the recipe pre-trains."""
+    pretrained = needs.get("pretrain/base")
+    return str(pretrained / "model") if pretrained else recipe.base
+
+
+def _base_retriever(recipe: Recipe, needs: Mapping[str, Path], instruction: str = "") -> Retriever:
+    return build_retriever(base_of(recipe, needs), recipe.retriever, instruction=instruction)
+
+
+def instruction_of(needs: Mapping[str, Path], name: str) -> str:
+    """The instruction that the prompts stage chose for an expert or for `all`."""
+    return read_json(needs[f"prompts/{name}"] / PROMPT)["instruction"]
+
+
+def build_pretrained(recipe: Recipe, inputs: Inputs, out: Path, _: Mapping[str, Path]) -> dict[str, Any]:
+    """Pre-train all weights of the base on unlabelled pairs from the recipe's corpora."""
+    from medley.train.contrastive import train
+    from medley.train.unlabelled import unlabelled_pairs
+
+    settings = recipe.pretrain
+    if settings is None:
+        raise ValueError("the recipe has no pretrain section")
+    pairs = unlabelled_pairs(
+        (passage for spec in settings.collections for passage in inputs.collection(spec).corpus),
+        titles=settings.titles,
+        spans=settings.spans,
+        max_pairs=settings.max_pairs,
+        seed=recipe.seed,
+    )
+    retriever = build_retriever(recipe.base, recipe.retriever)
+    training = train(retriever, pairs, settings.train, seed=recipe.seed, label="pretrain")
+    save_retriever(
+        retriever,
+        out / "model",
+        card=f"# {recipe.name}: base after contrastive pre-training\n\nFrom {recipe.base}, {len(pairs)} unlabelled pairs.\n",
+    )
+    write_json(out / TRAINING, asdict(training))
+    return {"pairs": training.pairs, "steps": training.steps}
+
+
+def build_prompt(
+    recipe: Recipe, inputs: Inputs, name: str, expert: Expert, out: Path, needs: Mapping[str, Path]
+) -> dict[str, Any]:
+    """Choose the instruction for an expert (or for `all`) with the base retriever on its dev collections."""
+    from medley.merge.pool import PoolVectors, build_pool, score_vectors
+    from medley.prompts.choose import choose_instruction, library
+
+    method = expert.prompts or recipe.prompts.method
+    seed_instruction = recipe.sources[expert.sources[0]].instruction or library()[0]
+    dev = expert.dev or recipe.merge.dev
+    scores: list[float] = []
+    if method == "library":
+        retriever = _base_retriever(recipe, needs)
+        pools = [build_pool(inputs.collection(spec), seed=recipe.seed) for spec in dev]
+        passages = [encode_passages(retriever, pool.passages) for pool in pools]
+
+        def score(instruction: str) -> float:
+            scores = [
+                score_vectors(
+                    pool, PoolVectors(encode_queries(retriever, pool.query_texts, instruction=instruction), passages_DH)
+                )
+                for pool, passages_DH in zip(pools, passages, strict=True)
+            ]
+            return sum(scores) / len(scores)
+
+        choice = choose_instruction(seed_instruction, library(), score).as_json()
+        scores = [candidate["score"] for candidate in choice["candidates"]]
+    else:
+        choice = {"instruction": seed_instruction, "seed_instruction": seed_instruction, "candidates": []}
+    write_json(out / PROMPT, {**choice, "dev": dev, "method": method})
+    return {"instruction": choice["instruction"], "candidates": len(scores), "best": max(scores, default=None)}
+
+
+def build_expert(
+    recipe: Recipe, name: str, experts: Mapping[str, Expert], out: Path, needs: Mapping[str, Path]
+) -> dict[str, Any]:
+    """Train one adapter on the pairs of one expert, or of all experts together for the all-data model."""
+    from medley.expert import save_expert
+    from medley.train.contrastive import train
+
+    pairs: list[TrainingPair] = []
+    for member, expert in experts.items():
+        instruction = instruction_of(needs, member)
+        own = assemble_pairs(expert.sources, expert.negatives, needs)
+        pairs += [replace(pair, instruction=instruction) for pair in own]
+    retriever = _base_retriever(recipe, needs, instruction_of(needs, name))
+    training = train(retriever, pairs, recipe.train, seed=recipe.seed, label=f"train {name}")
+    counts = {source: sum(pair.source == source for pair in pairs) for source in {pair.source for pair in pairs}}
+    report = {**asdict(training), "source_counts": dict(sorted(counts.items()))}
+    save_expert(
+        retriever,
+        out / "adapter",
+        base=recipe.base,
+        settings=recipe.retriever,
+        extra={"name": name, "run": recipe.name, "training": {"pairs": training.pairs, "steps": training.steps}},
+    )
+    write_json(out / TRAINING, report)
+    return {"pairs": training.pairs, "steps": training.steps, "final_loss": training.losses[-1]["loss"]}
+
+
+def read_experts(recipe: Recipe, needs: Mapping[str, Path]) -> list[Any]:
+    """The trained experts, in the recipe's order."""
+    from medley.expert import read_expert
+
+    return [read_expert(needs[f"train/{name}"] / "adapter", name=name) for name in recipe.experts]
+
+
+def build_search(recipe: Recipe, inputs: Inputs, out: Path, needs: Mapping[str, Path]) -> dict[str, Any]:
+    """Search the coefficients of every method on dev, in memory; keep the best of the best."""
+    from medley.expert import check_compatible
+    from medley.merge.concatenated import ConcatenatedAdapter
+    from medley.merge.pool import PoolVectors, build_pool, embed_pool
+    from medley.merge.search import SearchSpace, search
+
+    experts = read_experts(recipe, needs)
+    check_compatible(experts)
+    retriever = _base_retriever(recipe, needs, instruction_of(needs, ALL))
+    pools = [build_pool(inputs.collection(spec), seed=recipe.seed) for spec in recipe.merge.dev]
+    settings = recipe.merge.search.model_copy(update={"seed": recipe.seed})
+    results = {}
+    with ConcatenatedAdapter(retriever, experts, segments=recipe.merge.segments) as adapter:
+
+        def embed(coefficients_KS: Any) -> list[PoolVectors]:
+            adapter.set_coefficients(coefficients_KS)
+            return [embed_pool(retriever, pool) for pool in pools]
+
+        for method in recipe.merge.methods:
+            space = SearchSpace(
+                tuple(recipe.experts), tuple(settings.grid), segment_count=adapter.segment_count, method=method
+            )
+            results[method] = search(embed, pools, space, settings)
+    method = max(results, key=lambda name: results[name].best.score)
+    found = {**results[method].as_json(), "method": method}
+    found["methods"] = {name: {"score": r.best.score, "encodings": r.encodings} for name, r in results.items()}
+    write_json(out / SEARCH, found)
+    return {"method": method, **found["best"], "encodings": sum(r.encodings for r in results.values())}
+
+
+def build_merged(recipe: Recipe, inputs: Inputs, out: Path, needs: Mapping[str, Path]) -> dict[str, Any]:
+    """Fold the chosen coefficients into the weights and export them through the gate."""
+    from medley.merge.coefficients import coefficients_KS, delta_coefficients
+    from medley.merge.concatenated import ConcatenatedAdapter, dense_merge
+    from medley.merge.export import Probe, encode_probe, export, model_card
+
+    found = read_json(needs["merge/search"] / SEARCH)
+    experts = read_experts(recipe, needs)
+    instruction = instruction_of(needs, ALL)
+    weights = found["best"]["coefficients"]
+    weights_KS = coefficients_KS(weights, tuple(recipe.experts), recipe.merge.segments)
+    deltas_KS = delta_coefficients(found["method"], weights_KS)
+    dev = inputs.collection(recipe.merge.dev[0])
+    probe = Probe(
+        tuple(list(dev.queries.values())[:PROBE_TEXTS]),
+        tuple(passage.full_text for passage in dev.corpus[:PROBE_TEXTS]),
+    )
+    exact = recipe.retriever.model_copy(update={"dtype": "float32"})
+    retriever = build_retriever(base_of(recipe, needs), exact, instruction=instruction)
+    base_vectors = encode_probe(retriever, probe)
+    with ConcatenatedAdapter(retriever, experts, segments=recipe.merge.segments) as adapter:
+        adapter.set_coefficients(deltas_KS)
+        scored_vectors = encode_probe(retriever, probe)
+    dense_merge(retriever, experts, deltas_KS, segments=recipe.merge.segments)
+    _cast(retriever, recipe.merge.dtype)
+    card = model_card(
+        recipe.name,
+        base=recipe.base,
+        experts=experts,
+        method=found["method"],
+        weights=weights,
+        details={"dev": ", ".join(recipe.merge.dev), "dev nDCG@10": f"{found['best']['score']:.4f}", "seed": recipe.seed},
+    )
+    provenance = {"base": recipe.base, "method": found["method"], "coefficients": weights, "run": recipe.name}
+    gate = export(
+        retriever, out / "model", card=card, probe=probe, expected=scored_vectors, base=base_vectors, extra=provenance
+    )
+    return {"coefficients": weights, **asdict(gate)}
+
+
+def _cast(retriever: Retriever, dtype: str) -> None:
+    import torch
+
+    retriever.model.to(getattr(torch, dtype))
+
+
+def variant_retriever(recipe: Recipe, variant: str, needs: Mapping[str, Path]) -> Retriever:
+    """Open what a row of the results table stands for: merged, base, pretrained, all, or expert:<name>."""
+    from medley.encoder import open_retriever
+    from medley.expert import open_expert
+
+    if variant == "merged":
+        return open_retriever(str(needs["merge/model"] / "model"), dtype=recipe.retriever.dtype)
+    if variant == "base":
+        return build_retriever(recipe.base, recipe.retriever, instruction=instruction_of(needs, ALL))
+    if variant == "pretrained":
+        return _base_retriever(recipe, needs, instruction_of(needs, ALL))
+    name = variant.removeprefix("expert:")
+    return open_expert(needs[f"train/{name}"] / "adapter", base=base_of(recipe, needs))

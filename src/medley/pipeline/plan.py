@@ -1,0 +1,268 @@
+"""From a recipe to the steps of a run, in order, each with everything that decides its result. Does nothing yet."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from medley.encoder import check_decoder
+from medley.pipeline import data, models, proof
+from medley.pipeline.inputs import ALL, Inputs, code_of
+from medley.recipe import Expert, Recipe
+from medley.run import Step
+
+STAGES = ("sources", "mine", "synthesize", "pretrain", "prompts", "train", "merge", "evaluate", "report")
+"""The order of the stages; help text, picture, recipe check and the architecture test come from here.
+
+Mining precedes synthesis because a generated negative is to be harder than the mined one (STM, section 1.1).
+"""
+
+def plan_steps(recipe: Recipe, folder: Path) -> list[Step]:
+    """The steps of a run. Opens and validates every input, so wrong input is reported before anything is made.
+
+    Raises an InputError for a base that is no decoder, a missing file or a malformed collection.
+    """
+    check_decoder(recipe.base)
+    inputs = Inputs()
+    for spec in (*recipe.merge.dev, *recipe.evaluate.tasks):
+        inputs.collection(spec)
+    steps = [
+        *_data_steps(recipe, inputs),
+        *_model_steps(recipe, inputs),
+        *_proof_steps(recipe, inputs, folder),
+    ]
+    order = {stage: position for position, stage in enumerate(STAGES)}
+    return sorted(steps, key=lambda step: order[step.stage])
+
+
+def _kinds_of(recipe: Recipe, source: str) -> set[str]:
+    """Kinds of negatives that any expert wants of a source."""
+    return {kind for expert in recipe.experts.values() if source in expert.sources for kind in expert.negatives}
+
+
+def used_sources(recipe: Recipe) -> list[str]:
+    """Sources that an expert trains on, in the recipe's order."""
+    return [name for name in recipe.sources if any(name in e.sources for e in recipe.experts.values())]
+
+
+def _data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
+    steps = []
+    held_out = list(dict.fromkeys((*recipe.merge.dev, *recipe.evaluate.tasks)))
+    for name in used_sources(recipe):
+        source = recipe.sources[name]
+        if source.pairs is not None:
+            content = inputs.pairs_file(source.pairs)
+        else:
+            content = inputs.collection(f"{source.collection}:{source.split}").identity
+        steps.append(
+            Step(
+                "sources",
+                name,
+                {
+                    "source": source.model_dump(),
+                    "content": content,
+                    "held_out": inputs.collection_identities(held_out),
+                    "leaks": recipe.leaks,
+                    "seed": recipe.seed,
+                },
+                partial(data.build_source, recipe, inputs, name, held_out),
+                code=code_of("pipeline/data.py", "leaks.py"),
+            )
+        )
+        kinds = _kinds_of(recipe, name)
+        mined = recipe.negatives.mined
+        mine_id = f"mine/{name}"
+        mines = mined is not None and "mined" in kinds
+        if mined is not None and mines:
+            steps.append(
+                Step(
+                    "mine",
+                    name,
+                    {
+                        "mined": mined.model_dump(),
+                        "margin": recipe.negatives.guard.margin,
+                        "retriever": "bm25" if mined.retriever == "bm25" else inputs.model(mined.retriever),
+                        "seed": recipe.seed,
+                    },
+                    partial(data.build_mined, recipe, inputs, name),
+                    needs=(f"sources/{name}",),
+                    code=code_of("pipeline/data.py", "mine.py", "search.py"),
+                )
+            )
+        generated = recipe.negatives.generated
+        if generated is not None and "generated" in kinds:
+            steps.append(
+                Step(
+                    "synthesize",
+                    name,
+                    {
+                        "generated": generated.model_dump(mode="json"),
+                        "llm": recipe.llm.model_dump(mode="json") if recipe.llm else None,
+                        "seed": recipe.seed,
+                    },
+                    partial(data.build_generated, recipe, inputs, name),
+                    needs=(f"sources/{name}", *((mine_id,) if mines else ())),
+                    code=code_of("pipeline/data.py", "synthesize", "llm.py"),
+                )
+            )
+    return steps
+
+
+def _base_settings(recipe: Recipe, inputs: Inputs) -> dict[str, object]:
+    return {"base": inputs.model(recipe.base), "retriever": recipe.retriever.model_dump(mode="json")}
+
+
+def _base_need(recipe: Recipe) -> tuple[str, ...]:
+    return ("pretrain/base",) if recipe.pretrain else ()
+
+
+def _pair_needs(recipe: Recipe, expert: Expert) -> tuple[str, ...]:
+    """The data artefacts that hold an expert's pairs and negatives."""
+    needs = []
+    for source in expert.sources:
+        needs.append(f"sources/{source}")
+        if "mined" in expert.negatives and recipe.negatives.mined is not None:
+            needs.append(f"mine/{source}")
+        if "generated" in expert.negatives and recipe.negatives.generated is not None:
+            needs.append(f"synthesize/{source}")
+    return tuple(needs)
+
+
+def _model_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
+    base = _base_settings(recipe, inputs)
+    base_need = _base_need(recipe)
+    steps = []
+    if recipe.pretrain is not None:
+        steps.append(
+            Step(
+                "pretrain",
+                "base",
+                {
+                    **base,
+                    "pretrain": recipe.pretrain.model_dump(mode="json"),
+                    "corpora": inputs.collection_identities(recipe.pretrain.collections),
+                    "seed": recipe.seed,
+                },
+                partial(models.build_pretrained, recipe, inputs),
+                code=code_of("pipeline/models.py", "train"),
+            )
+        )
+    for name, expert in {**recipe.experts, ALL: _all_data(recipe)}.items():
+        dev = expert.dev or recipe.merge.dev
+        steps.append(
+            Step(
+                "prompts",
+                name,
+                {
+                    **base,
+                    "method": expert.prompts or recipe.prompts.method,
+                    "seed_instruction": recipe.sources[expert.sources[0]].instruction,
+                    "dev": inputs.collection_identities(dev),
+                    "seed": recipe.seed,
+                },
+                partial(models.build_prompt, recipe, inputs, name, expert),
+                needs=base_need,
+                code=code_of("pipeline/models.py", "prompts"),
+            )
+        )
+    for name, expert in recipe.experts.items():
+        steps.append(_train_step(recipe, inputs, name, {name: expert}))
+    if ALL in recipe.evaluate.baselines:
+        steps.append(_train_step(recipe, inputs, ALL, recipe.experts))
+    experts = tuple(f"train/{name}" for name in recipe.experts)
+    steps.append(
+        Step(
+            "merge",
+            "search",
+            {
+                **base,
+                "merge": recipe.merge.model_dump(mode="json"),
+                "dev": inputs.collection_identities(recipe.merge.dev),
+                "seed": recipe.seed,
+            },
+            partial(models.build_search, recipe, inputs),
+            needs=(*base_need, *experts, f"prompts/{ALL}"),
+            code=code_of("pipeline/models.py", "merge", "expert.py"),
+        )
+    )
+    steps.append(
+        Step(
+            "merge",
+            "model",
+            {**base, "dtype": recipe.merge.dtype, "name": recipe.name},
+            partial(models.build_merged, recipe, inputs),
+            needs=("merge/search", *base_need, *experts, f"prompts/{ALL}"),
+            code=code_of("pipeline/models.py", "merge", "expert.py"),
+        )
+    )
+    return steps
+
+
+def _all_data(recipe: Recipe) -> Expert:
+    """What the all-data model is: every used source, judged on every dev collection."""
+    return Expert(sources=used_sources(recipe))
+
+
+def _train_step(recipe: Recipe, inputs: Inputs, name: str, experts: dict[str, Expert]) -> Step:
+    needs = dict.fromkeys(
+        need
+        for member, expert in experts.items()
+        for need in (*_pair_needs(recipe, expert), f"prompts/{member}")
+    )
+    return Step(
+        "train",
+        name,
+        {
+            **_base_settings(recipe, inputs),
+            "experts": {member: expert.model_dump(mode="json") for member, expert in experts.items()},
+            "train": recipe.train.model_dump(mode="json"),
+            "seed": recipe.seed,
+        },
+        partial(models.build_expert, recipe, name, experts),
+        needs=(*_base_need(recipe), *needs, *((f"prompts/{ALL}",) if name == ALL else ())),
+        code=code_of("pipeline/models.py", "train", "expert.py"),
+    )
+
+
+def _proof_steps(recipe: Recipe, inputs: Inputs, folder: Path) -> list[Step]:
+    chosen = recipe.evaluate.baselines
+    base = _base_settings(recipe, inputs)
+    prompt = f"prompts/{ALL}"
+    wanted: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {"merged": ({}, ("merge/model",))}
+    if "base" in chosen:
+        wanted["base"] = (base, (prompt,))
+        if recipe.pretrain is not None:
+            wanted["pretrained"] = (base, ("pretrain/base", prompt))
+    if "bm25" in chosen:
+        wanted["bm25"] = ({}, ())
+    if ALL in chosen:
+        wanted[ALL] = (base, (*_base_need(recipe), f"train/{ALL}"))
+    if "experts" in chosen:
+        for name in recipe.experts:
+            wanted[f"expert:{name}"] = (base, (*_base_need(recipe), f"train/{name}"))
+    steps = [
+        Step(
+            "evaluate",
+            variant,
+            {
+                **settings,
+                "tasks": inputs.collection_identities(recipe.evaluate.tasks),
+                "instructions": recipe.evaluate.instructions,
+            },
+            partial(proof.build_evaluation, recipe, inputs, variant),
+            needs=needs,
+            code=code_of("pipeline/proof.py", "evaluate", "search.py", "expert.py"),
+        )
+        for variant, (settings, needs) in wanted.items()
+    ]
+    steps.append(
+        Step(
+            "report",
+            "report",
+            {"groups": recipe.evaluate.groups, "seed": recipe.seed, "recipe": recipe.model_dump(mode="json")},
+            partial(proof.build_report, recipe, inputs, list(wanted), folder),
+            needs=tuple(f"evaluate/{variant}" for variant in wanted),
+            code=code_of("pipeline/proof.py", "evaluate", "report"),
+        )
+    )
+    return steps

@@ -1,0 +1,41 @@
+"""Carrying out a recipe: claim the folder, keep the resolved recipe in it, make what is missing, publish."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from medley.files import write_text
+from medley.pipeline.plan import STAGES, plan_steps
+from medley.pipeline.proof import publish_model
+from medley.recipe import Recipe, load_recipe, write_recipe
+from medley.run import check_until, claim_folder, execute, read_artefact, states
+
+RECIPE = "recipe.yaml"
+
+
+def run_recipe(recipe: Recipe, folder: Path, *, until: str | None = None) -> Path:
+    """Run a recipe in a folder, up to and including the stage `until`; continue where an earlier run stopped.
+
+    Raises an InputError before anything is written when recipe, inputs or folder are wrong.
+    """
+    check_until(until, STAGES)
+    steps = plan_steps(recipe, folder)
+    claim_folder(folder, recipe.name)
+    write_text(folder / RECIPE, write_recipe(recipe))
+    execute(folder, steps, name=recipe.name, seed=recipe.seed, until=until)
+    if read_artefact(folder, "merge/model") is not None:
+        publish_model(folder)
+    return folder
+
+
+def plan(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
+    """What `--plan` prints: each step, its state and its estimated cost. Touches nothing."""
+    return [
+        {"step": s.step.id, "state": s.state, "why": s.reason, **s.step.cost} for s in states(folder, plan_steps(recipe, folder))
+    ]
+
+
+def status(folder: Path) -> list[dict[str, Any]]:
+    """What `medley status` prints: each step of the recipe in the folder, and whether and why it must be redone."""
+    return plan(load_recipe(folder / RECIPE), folder)

@@ -1,0 +1,1 @@
+"""Prompts: choose the retrieval instruction on dev. Candidates in, scored candidates and a choice out."""

@@ -1,0 +1,274 @@
+"""The recipe: what to build, as frozen values. YAML in, checked settings out; a wrong key names its nearest neighbour.
+
+Relative paths are taken from the current folder; `$VARIABLES` in them are expanded when they are read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from medley.encoder import RetrieverSettings
+from medley.errors import RecipeError
+from medley.llm import LlmSettings
+from medley.merge.settings import SearchSettings
+from medley.mine import MiningSettings
+from medley.prompts.choose import PromptSettings
+from medley.synthesize.settings import GenerationSettings
+from medley.train.settings import PretrainSettings, TrainSettings
+
+STRICT = ConfigDict(frozen=True, extra="forbid")
+NegativeKind = Literal["judged", "mined", "generated"]
+Baseline = Literal["bm25", "base", "experts", "all"]
+
+
+class Source(BaseModel):
+    """Where training pairs come from: a pairs file, or a collection's judgements."""
+
+    model_config = STRICT
+
+    pairs: str | None = Field(None, description="a pairs file (JSON Lines, .gz, Parquet)")
+    collection: str | None = Field(None, description="a collection folder, task or hub id")
+    split: str = Field("train", description="of the collection")
+    instruction: str = Field("", description="the task sentence put before its queries")
+    limit: int | None = Field(None, ge=2, description="keep so many pairs, drawn at random")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Source:
+        if (self.pairs is None) == (self.collection is None):
+            raise ValueError("give either `pairs` or `collection`")
+        return self
+
+
+class GuardSettings(BaseModel):
+    """What keeps false negatives out."""
+
+    model_config = STRICT
+
+    margin: float | None = Field(
+        0.95, gt=0, le=1.5, description="a negative must score below margin x the positive's score; null: no margin"
+    )
+
+
+class NegativeSettings(BaseModel):
+    """Hard negatives: how they are mined and generated; each expert says which kinds it trains with."""
+
+    model_config = STRICT
+
+    mined: MiningSettings | None = Field(MiningSettings(), description="from a corpus, by a retriever")
+    generated: GenerationSettings | None = Field(
+        GenerationSettings(), description="written by the recipe's llm, or by perturbation without one"
+    )
+    guard: GuardSettings = Field(GuardSettings(), description="against false negatives")
+
+
+class Expert(BaseModel):
+    """One expert: the sources it is trained on and how."""
+
+    model_config = STRICT
+
+    sources: list[str] = Field(min_length=1, description="names of sources")
+    negatives: list[NegativeKind] = Field(
+        default=["judged", "mined", "generated"], description="kinds of hard negatives it sees"
+    )
+    prompts: Literal["none", "library"] | None = Field(None, description="instead of the recipe's prompts.method")
+    dev: list[str] | None = Field(None, description="dev collections for its instruction; default merge.dev")
+
+
+class MergeSettings(BaseModel):
+    """How experts are merged and the coefficients found."""
+
+    model_config = STRICT
+
+    methods: list[Literal["linear", "task_arithmetic"]] = Field(default=["linear"], min_length=1)
+    segments: int = Field(1, ge=1, description="depth segments with coefficients of their own")
+    search: SearchSettings = Field(SearchSettings(), description="how coefficients are looked for")
+    dev: list[str] = Field(min_length=1, description="dev collections, SPEC:SPLIT")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "bfloat16", description="of the saved weights; float32 loses nothing of a small update"
+    )
+
+
+class EvaluateSettings(BaseModel):
+    """Test collections by group (any name), and what to stand beside the merged model."""
+
+    model_config = STRICT
+
+    groups: dict[str, list[str]] = Field(min_length=1, description="group name -> test collections")
+    baselines: list[Baseline] = Field(default=["bm25", "base", "experts", "all"])
+    instructions: dict[str, str] = Field(
+        default={}, description="task -> instruction, the same for every variant; default each model's own"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _groups_by_name(cls, value: Any) -> Any:
+        """`medical: [...]` beside `baselines` is a group; lists under any other key are."""
+        if not isinstance(value, Mapping) or "groups" in value:
+            return value
+        known = {"baselines", "instructions"}
+        groups = {key: item for key, item in value.items() if key not in known and isinstance(item, list)}
+        rest = {key: item for key, item in value.items() if key not in groups}
+        return {**rest, "groups": groups}
+
+    @property
+    def tasks(self) -> list[str]:
+        """All test collections, each once, in order."""
+        return list(dict.fromkeys(task for group in self.groups.values() for task in group))
+
+
+class Recipe(BaseModel):
+    """One run, from sources to proof."""
+
+    model_config = STRICT
+
+    name: str = Field(min_length=1, description="of the run")
+    base: str = Field(description="hub id, model folder, or `tiny` (bundled)")
+    seed: int = Field(13, ge=0, description="of every random choice")
+    retriever: RetrieverSettings = Field(RetrieverSettings(), description="how the base becomes a retriever")
+    llm: LlmSettings | None = Field(None, description="an OpenAI-compatible endpoint; nothing leaves the machine without")
+    sources: dict[str, Source] = Field(min_length=1, description="name -> training pairs")
+    negatives: NegativeSettings = Field(NegativeSettings(), description="hard negatives")
+    prompts: PromptSettings = Field(PromptSettings(), description="how the instruction is chosen")
+    pretrain: PretrainSettings | None = Field(None, description="contrastive pre-training before the experts")
+    experts: dict[str, Expert] = Field(min_length=1, description="name -> expert")
+    train: TrainSettings = Field(TrainSettings(), description="how experts are trained")
+    merge: MergeSettings = Field(description="how they become one model")
+    evaluate: EvaluateSettings = Field(description="tests and baselines")
+    leaks: Literal["refuse", "drop", "allow"] = Field(
+        "refuse", description="what to do with training rows whose query is in a dev or test collection"
+    )
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Recipe:
+        for name, expert in self.experts.items():
+            for source in expert.sources:
+                if source not in self.sources:
+                    raise ValueError(
+                        f"experts.{name}.sources: no source is called {source!r}{_nearest(source, self.sources)}"
+                    )
+        if "all" in self.experts:
+            raise ValueError("experts.all: the name `all` stands for the model trained on everything; rename it")
+        for name in (*self.experts, *self.sources):
+            if "/" in name or name.startswith("."):
+                raise ValueError(f"{name}: names of sources and experts become folder names; leave out / and a leading dot")
+        return self
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, apply `key.sub=value` overrides (values are YAML), and check it.
+
+    Raises RecipeError naming the key, the value and what is allowed.
+    """
+    if not path.is_file():
+        raise RecipeError(f"{path}: no such recipe; check the path.")
+    try:
+        raw = yaml.safe_load(path.read_bytes().decode("utf-8"))
+    except UnicodeDecodeError as problem:
+        raise RecipeError(f"{path}: byte {problem.start} is not UTF-8; save the recipe as UTF-8.") from problem
+    except yaml.YAMLError as problem:
+        mark = getattr(problem, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise RecipeError(f"{path}{line}: not valid YAML ({getattr(problem, 'problem', problem)}).") from problem
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys; this file holds a {type(raw).__name__}.")
+    for override in overrides:
+        raw = _overridden(raw, override)
+    return parse_recipe(raw, str(path))
+
+
+def _overridden(raw: dict[str, Any], override: str) -> dict[str, Any]:
+    keys, equals, value = override.partition("=")
+    if not equals or not keys.strip():
+        raise RecipeError(f"--set {override}: write key.sub=value, for example --set train.epochs=2.")
+    first, _, rest = keys.strip().partition(".")
+    if not rest:
+        try:
+            return {**raw, first: yaml.safe_load(value)}
+        except yaml.YAMLError as problem:
+            raise RecipeError(f"--set {override}: {value!r} is not valid YAML.") from problem
+    inner = raw.get(first) or {}
+    if not isinstance(inner, dict):
+        raise RecipeError(f"--set {override}: {first} is not a mapping, so {rest} cannot be set in it.")
+    return {**raw, first: _overridden(inner, f"{rest}={value}")}
+
+
+def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Check a recipe given as plain data; local paths become absolute so that the run folder can be moved about."""
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as problem:
+        raise RecipeError(f"{where}: {explain(problem, Recipe)}") from problem
+    return recipe.model_copy(
+        update={
+            "base": _absolute(recipe.base),
+            "sources": {
+                name: source.model_copy(
+                    update={
+                        "pairs": source.pairs and _absolute(source.pairs),
+                        "collection": source.collection and _absolute(source.collection),
+                    }
+                )
+                for name, source in recipe.sources.items()
+            },
+        }
+    )
+
+
+def _absolute(path: str) -> str:
+    expanded = Path(os.path.expanduser(path))
+    return str(expanded.resolve()) if "$" not in path and path != "tiny" and expanded.exists() else path
+
+
+def write_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def explain(problem: ValidationError, model: type[BaseModel]) -> str:
+    """The first thing that is wrong, in one sentence: key, value, and the nearest key or what is allowed."""
+    error = problem.errors()[0]
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _fields_at(model, error["loc"][:-1])
+        return f"{key}: unknown key{_nearest(str(error['loc'][-1]), known)}."
+    if error["type"] == "missing":
+        return f"{key}: this key is required; add it."
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{key + ': ' if key else ''}{message}."
+    return f"{key}: {message[0].lower()}{message[1:]} (found {error['input']!r})."
+
+
+def _nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """The known keys of the model found by walking `location`, through dicts, lists and optionals."""
+    current: Any = model
+    for part in location:
+        fields = getattr(current, "model_fields", None)
+        if fields and part in fields:
+            current = _model_in(fields[part].annotation)
+    return list(getattr(current, "model_fields", {}))
+
+
+def _model_in(annotation: Any) -> Any:
+    """The pydantic model inside an annotation such as `dict[str, Model]` or `Model | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _model_in(argument)
+        if found is not None:
+            return found
+    return None
