@@ -113,7 +113,7 @@ def mine(
     model = None if retriever == "bm25" else open_retriever(retriever)
     mined = mine_negatives(rows, passages, settings, seed=seed, retriever=model)
     write_pairs(out, mined.pairs)
-    print(json.dumps(mined.counts))
+    print(json.dumps(dict(mined.counts)))
 
 
 @synthesize_app.command("negatives")
@@ -130,22 +130,20 @@ def synthesize_negatives(
     """Write hard negatives: by an LLM, or by perturbing positives where no endpoint is named."""
     from medley.collections import Passage
     from medley.pairs import read_pairs, write_pairs
-    from medley.synthesize.settings import GenerationSettings
 
     rows = read_pairs(pairs)
-    settings = GenerationSettings()
     if llm_url is not None:
-        from medley.synthesize.negatives import generate_negatives
+        from medley.synthesize.negatives import GenerationSettings, generate_negatives
 
         chat = _chat(llm_url, llm_model, concurrency, budget_tokens, out)
-        generated = generate_negatives(rows, chat, settings.llm, seed=seed)
+        generated = generate_negatives(rows, chat, GenerationSettings(concurrency=concurrency), seed=seed)
     else:
-        from medley.synthesize.perturb import perturb_negatives
+        from medley.synthesize.perturb import PerturbationSettings, perturb_negatives
 
         passages = _corpus(corpus) if corpus else [Passage(str(i), row.positive) for i, row in enumerate(rows)]
-        generated = perturb_negatives(rows, passages, settings.perturbation, seed=seed)
+        generated = perturb_negatives(rows, passages, PerturbationSettings(), seed=seed)
     write_pairs(out, generated.pairs)
-    print(json.dumps(generated.counts))
+    print(json.dumps(dict(generated.counts)))
 
 
 @synthesize_app.command("queries")
@@ -161,12 +159,12 @@ def synthesize_queries(
     """Write a query for each passage of a corpus, by an LLM (BMRetriever's instance level)."""
     from medley.pairs import write_pairs
     from medley.synthesize.queries import generate_queries
-    from medley.synthesize.settings import GenerationSettings
+    from medley.synthesize.negatives import GenerationSettings
 
     chat = _chat(llm_url, llm_model, concurrency, budget_tokens, out)
-    generated = generate_queries(list(_corpus(corpus)), chat, GenerationSettings().llm, seed=seed)
+    generated = generate_queries(list(_corpus(corpus)), chat, GenerationSettings(concurrency=concurrency), seed=seed)
     write_pairs(out, generated.pairs)
-    print(json.dumps(generated.counts))
+    print(json.dumps(dict(generated.counts)))
 
 
 @app.command("tune-prompt")
@@ -194,7 +192,7 @@ def tune_prompt(
 
     def score(instruction: str) -> float:
         queries_QH = encode_queries(retriever, pool.query_texts, instruction=instruction)
-        return score_vectors(pool, PoolVectors(queries_QH, passages_DH))
+        return score_vectors([pool], [PoolVectors(queries_QH, passages_DH)]).score
 
     choice = choose_instruction(retriever.instruction or library()[0], library(), score)
     write_json(out, choice.as_json())

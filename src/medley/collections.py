@@ -131,7 +131,7 @@ def load_collection(spec: str, *, default_split: str = "test") -> Collection:
     name, split = split_spec(spec, default_split)
     folder = find_folder(name)
     if folder is not None:
-        return read_folder(folder, split, name=name)
+        return read_folder(folder, split)
     from medley.mteb_tasks import load_mteb_task  # imports mteb (3 s), only where a task or hub id is asked for
 
     return load_mteb_task(name, split)

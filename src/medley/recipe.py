@@ -20,7 +20,8 @@ from medley.llm import LlmSettings
 from medley.merge.settings import SearchSettings
 from medley.mine import MiningSettings
 from medley.prompts.choose import PromptSettings
-from medley.synthesize.settings import GenerationSettings
+from medley.synthesize.negatives import GenerationSettings
+from medley.synthesize.perturb import PerturbationSettings
 from medley.train.settings import PretrainSettings, TrainSettings
 
 STRICT = ConfigDict(frozen=True, extra="forbid")
@@ -56,14 +57,24 @@ class GuardSettings(BaseModel):
     )
 
 
+class GeneratedSettings(BaseModel):
+    """Generated hard negatives: by the recipe's llm where it names one, by perturbing positives otherwise."""
+
+    model_config = STRICT
+
+    per_query: int = Field(1, ge=1, description="negatives made for each pair")
+    llm: GenerationSettings = Field(GenerationSettings(), description="how a language model is asked")
+    perturbation: PerturbationSettings = Field(PerturbationSettings(), description="how positives are rewritten")
+
+
 class NegativeSettings(BaseModel):
     """Hard negatives: how they are mined and generated; each expert says which kinds it trains with."""
 
     model_config = STRICT
 
     mined: MiningSettings | None = Field(MiningSettings(), description="from a corpus, by a retriever")
-    generated: GenerationSettings | None = Field(
-        GenerationSettings(), description="written by the recipe's llm, or by perturbation without one"
+    generated: GeneratedSettings | None = Field(
+        GeneratedSettings(), description="written by the recipe's llm, or by perturbation without one"
     )
     guard: GuardSettings = Field(GuardSettings(), description="against false negatives")
 

@@ -81,8 +81,8 @@ def build_mined(
     retriever = None if settings.retriever == "bm25" else open_retriever(settings.retriever)
     mined = mine_negatives(pairs, _passages(recipe, inputs, name), settings, seed=recipe.seed, retriever=retriever)
     write_pairs(out / PAIRS, mined.pairs)
-    write_json(out / COUNTS, mined.counts)
-    return {"pairs": len(mined.pairs), "counts": mined.counts}
+    write_json(out / COUNTS, dict(mined.counts))
+    return {"pairs": len(mined.pairs), "counts": dict(mined.counts)}
 
 
 def _passages(recipe: Recipe, inputs: Inputs, name: str) -> Sequence[Passage] | None:
@@ -103,17 +103,19 @@ def build_generated(
         from medley.synthesize.negatives import generate_negatives
 
         chat = open_chat(recipe.llm, cache=out.parents[2] / "llm-cache.jsonl")
-        generated = generate_negatives(seen, chat, settings.llm, seed=recipe.seed)
+        asked = settings.llm.model_copy(update={"per_query": settings.per_query})
+        generated = generate_negatives(seen, chat, asked, seed=recipe.seed)
     else:
         from medley.synthesize.perturb import perturb_negatives
 
         passages = _passages(recipe, inputs, name) or [
             Passage(str(row), pair.positive) for row, pair in enumerate(seen)
         ]
-        generated = perturb_negatives(seen, passages, settings.perturbation, seed=recipe.seed)
+        rewritten = settings.perturbation.model_copy(update={"per_query": settings.per_query})
+        generated = perturb_negatives(seen, passages, rewritten, seed=recipe.seed)
     write_pairs(out / PAIRS, [_only_new(before, after) for before, after in zip(seen, generated.pairs, strict=True)])
-    write_json(out / COUNTS, generated.counts)
-    return {"pairs": len(generated.pairs), "counts": generated.counts}
+    write_json(out / COUNTS, dict(generated.counts))
+    return {"pairs": len(generated.pairs), "counts": dict(generated.counts)}
 
 
 def _only_new(before: TrainingPair, after: TrainingPair) -> TrainingPair:

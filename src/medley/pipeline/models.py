@@ -23,6 +23,8 @@ from medley.recipe import Expert, Recipe
 PROMPT = "prompt.json"
 TRAINING = "training.json"
 SEARCH = "search.json"
+POOL_DEPTH = 20
+"""Passages that BM25 ranks high enough to be in a dev pool too large to be encoded whole."""
 PROBE_TEXTS = 16
 """Dev queries and passages that the export gate encodes."""
 
@@ -72,7 +74,7 @@ def build_prompt(
     recipe: Recipe, inputs: Inputs, name: str, expert: Expert, out: Path, needs: Mapping[str, Path]
 ) -> dict[str, Any]:
     """Choose the instruction for an expert (or for `all`) with the base retriever on its dev collections."""
-    from medley.merge.pool import PoolVectors, build_pool, score_vectors
+    from medley.merge.pool import PoolVectors, score_vectors
     from medley.prompts.choose import choose_instruction, library
 
     method = expert.prompts or recipe.prompts.method
@@ -81,17 +83,15 @@ def build_prompt(
     scores: list[float] = []
     if method == "library":
         retriever = _base_retriever(recipe, needs)
-        pools = [build_pool(inputs.collection(spec), seed=recipe.seed) for spec in dev]
+        pools = [_pool(recipe, inputs, spec) for spec in dev]
         passages = [encode_passages(retriever, pool.passages) for pool in pools]
 
         def score(instruction: str) -> float:
-            scores = [
-                score_vectors(
-                    pool, PoolVectors(encode_queries(retriever, pool.query_texts, instruction=instruction), passages_DH)
-                )
+            vectors = [
+                PoolVectors(encode_queries(retriever, pool.query_texts, instruction=instruction), passages_DH)
                 for pool, passages_DH in zip(pools, passages, strict=True)
             ]
-            return sum(scores) / len(scores)
+            return score_vectors(pools, vectors).score
 
         choice = choose_instruction(seed_instruction, library(), score).as_json()
         scores = [candidate["score"] for candidate in choice["candidates"]]
@@ -99,6 +99,25 @@ def build_prompt(
         choice = {"instruction": seed_instruction, "seed_instruction": seed_instruction, "candidates": []}
     write_json(out / PROMPT, {**choice, "dev": dev, "method": method})
     return {"instruction": choice["instruction"], "candidates": len(scores), "best": max(scores, default=None)}
+
+
+def _pool(recipe: Recipe, inputs: Inputs, spec: str) -> Any:
+    """The sample of a dev collection on which instructions and candidates are scored, the same for both."""
+    from medley.merge.pool import build_pool
+    from medley.search import rank_with_bm25
+
+    search, collection = recipe.merge.search, inputs.collection(spec)
+    lexical = {
+        query: [passage_id for passage_id, _ in ranking]
+        for query, ranking in rank_with_bm25(collection, k=POOL_DEPTH).items()
+    }
+    return build_pool(
+        collection,
+        max_passages=search.pool_size,
+        max_queries=search.queries,
+        rankings=[lexical],
+        seed=recipe.seed,
+    )
 
 
 def build_expert(
@@ -139,14 +158,14 @@ def build_search(recipe: Recipe, inputs: Inputs, out: Path, needs: Mapping[str, 
     """Search the coefficients of every method on dev, in memory; keep the best of the best."""
     from medley.expert import check_compatible
     from medley.merge.concatenated import ConcatenatedAdapter
-    from medley.merge.pool import PoolVectors, build_pool, embed_pool
+    from medley.merge.pool import PoolVectors, embed_pool
     from medley.merge.search import SearchSpace, search
 
     experts = read_experts(recipe, needs)
     check_compatible(experts)
     retriever = _base_retriever(recipe, needs, instruction_of(needs, ALL))
-    pools = [build_pool(inputs.collection(spec), seed=recipe.seed) for spec in recipe.merge.dev]
     settings = recipe.merge.search.model_copy(update={"seed": recipe.seed})
+    pools = [_pool(recipe, inputs, spec) for spec in recipe.merge.dev]
     results = {}
     with ConcatenatedAdapter(retriever, experts, segments=recipe.merge.segments) as adapter:
 

@@ -1,0 +1,62 @@
+"""Recipes: whatever is wrong is named by its key, with the nearest known one."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from medley.collections import BUNDLED
+from medley.errors import RecipeError
+from medley.recipe import load_recipe, parse_recipe, write_recipe
+
+DEMO = BUNDLED / "demo" / "recipe.yaml"
+
+
+def test_the_demo_recipe_survives_being_written_out():
+    recipe = load_recipe(DEMO)
+    assert parse_recipe(yaml.safe_load(write_recipe(recipe))) == recipe
+    assert recipe.evaluate.groups == {"medical": ["demo/medicine:test"], "general": ["demo/general:test"]}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sede=3", r"sede: unknown key; did you mean 'seed'\?"),
+        ("train.learning_rat=3", r"train.learning_rat: unknown key; did you mean 'learning_rate'\?"),
+        ("train.lora.rnak=3", r"train.lora.rnak: unknown key; did you mean 'rank'\?"),
+        ("experts.care.sorces=[care]", r"experts.care.sorces: unknown key; did you mean 'sources'\?"),
+        ("train.batch_size=many", r"train.batch_size: input should be a valid integer.*found 'many'"),
+        ("train.batch_size=0", r"train.batch_size: input should be greater than or equal to 2"),
+        ("experts.care.sources=[cares]", r"no source is called 'cares'; did you mean 'care'\?"),
+        ("experts.all={sources: [care]}", r"the name `all` stands for"),
+        ("retriever.template=e6", r"retriever.template"),
+        ("merge.methods=[tise]", r"merge.methods.0: input should be 'linear' or 'task_arithmetic'"),
+        ("sources.x={}", r"sources.x: give either `pairs` or `collection`"),
+        ("evaluate={baselines: [bm25]}", r"evaluate.groups"),
+        ("merge={}", r"merge.dev: this key is required"),
+        ("seed", r"--set seed: write key.sub=value"),
+        ("name.x=1", r"name is not a mapping"),
+    ],
+)
+def test_names_the_key_and_the_remedy(override, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(DEMO, [override])
+
+
+def test_missing_and_malformed_files(tmp_path):
+    with pytest.raises(RecipeError, match="no such recipe"):
+        load_recipe(tmp_path / "none.yaml")
+    for content, message in (
+        (b"a: [1", r"x.yaml:1: not valid YAML"),
+        (b"- 1", "a recipe is a mapping"),
+        (b"name: \xff", "not UTF-8"),
+        (b"name: x", "base: this key is required"),
+    ):
+        (tmp_path / "x.yaml").write_bytes(content)
+        with pytest.raises(RecipeError, match=message):
+            load_recipe(tmp_path / "x.yaml")
+
+
+def test_overrides_reach_any_depth():
+    recipe = load_recipe(DEMO, ["train.lora.rank=3", "seed=5", "merge.search.grid=[0, 1]"])
+    assert (recipe.train.lora.rank, recipe.seed, recipe.merge.search.grid) == (3, 5, (0.0, 1.0))
