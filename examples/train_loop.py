@@ -18,7 +18,12 @@ from medley import RetrieverSettings, build_retriever, read_pairs
 
 
 def train_loop(
-    base: str, batches: list[list[dict[str, list[str]]]], *, learning_rate: float, temperature: float, seed: int
+    base: str,
+    batches: list[list[dict[str, list[str]]]],
+    *,
+    learning_rate: float,
+    temperature: float,
+    seed: int,
 ) -> list[float]:
     """Train a fresh adapter on batches (each a list of one dict of columns of texts); return the loss of each step.
 
@@ -35,7 +40,8 @@ def train_loop(
     for step, (columns,) in enumerate(batches):
         for group in optimizer.param_groups:  # linear decay without warm-up
             group["lr"] = learning_rate * (1 - step / len(batches))
-        vectors = [normalize(model(model.preprocess(texts))["sentence_embedding"], dim=-1) for texts in columns.values()]
+        features = [model.preprocess(texts) for texts in columns.values()]
+        vectors = [normalize(model(texts)["sentence_embedding"], dim=-1) for texts in features]
         queries_BH, passages_DH = vectors[0], torch.cat(vectors[1:])
         scores_BD = queries_BH @ passages_DH.T / temperature
         loss = cross_entropy(scores_BD, torch.arange(len(queries_BH)))  # passage i is query i's positive

@@ -1,4 +1,4 @@
-"""A run folder with made-up numbers and texts, for tests of what reads runs. Deterministic; nothing in it was measured."""
+"""A run folder with made-up numbers and texts, for tests of what reads runs. Nothing in it was measured."""
 
 from __future__ import annotations
 
@@ -11,26 +11,44 @@ from medley.files import write_json, write_jsonl, write_text
 from medley.fingerprint import fingerprint
 
 EXPERTS = ("conditions", "care", "science")
-TASKS = {"demo/medicine": 100, "demo/general": 100}
+TASKS = ("demo/medicine", "demo/general")
 STRENGTH = {
     "merged": 0.30, "base": -0.35, "bm25": -0.15, "all": 0.24,
     "expert:conditions": 0.12, "expert:care": 0.05, "expert:science": -0.12,
 }  # fmt: skip
-SUBJECTS = ("copper", "willow", "harbour", "lantern", "glacier", "orchard", "magnet", "violin", "beetle", "canal")
-DEEDS = ("turns green", "bends in the wind", "silts up", "burns brighter", "moves downhill", "bears fruit late")
+SUBJECTS = (
+    "copper",
+    "willow",
+    "harbour",
+    "lantern",
+    "glacier",
+    "orchard",
+    "magnet",
+    "violin",
+    "beetle",
+    "canal",
+)
+DEEDS = (
+    "turns green",
+    "bends in the wind",
+    "silts up",
+    "burns brighter",
+    "moves downhill",
+    "bears fruit late",
+)
 
 
-def make_run(folder: Path, *, seed: int = 13, hostile: str = "") -> Path:
-    """Write a finished run; `hostile` is put into a query, a passage, an instruction and the run's name."""
+def make_run(folder: Path, *, seed: int = 13, queries: int = 100, hostile: str = "") -> Path:
+    """Write a finished run with so many test queries a task; `hostile` is put into texts and the run's name."""
     rng = random.Random(seed)
     stages: dict[str, dict[str, Any]] = {}
     _write_data(folder, rng, hostile)
     _write_models(folder, rng, hostile)
-    write_json(folder / "results.json", make_results(rng, hostile))
+    write_json(folder / "results.json", make_results(rng, queries, hostile))
     for stage, names, seconds in (
         ("sources", EXPERTS, 0.4), ("mine", EXPERTS, 2.1), ("synthesize", EXPERTS, 1.3),
-        ("prompts", (*EXPERTS, "all"), 19.0), ("train", (*EXPERTS, "all"), 64.0), ("merge", ("search", "model"), 41.0),
-        ("evaluate", tuple(STRENGTH), 12.0),
+        ("prompts", (*EXPERTS, "all"), 19.0), ("train", (*EXPERTS, "all"), 64.0),
+        ("merge", ("search", "model"), 41.0), ("evaluate", tuple(STRENGTH), 12.0),
     ):  # fmt: skip
         stages[stage] = {
             name: {
@@ -41,7 +59,12 @@ def make_run(folder: Path, *, seed: int = 13, hostile: str = "") -> Path:
             }
             for name in names
         }
-    versions = {"medley-retrieval": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "sentence-transformers": "6.2.0"}
+    versions = {
+        "medley-retrieval": "0.1.0",
+        "torch": "2.13.0",
+        "transformers": "5.23.0",
+        "sentence-transformers": "6.2.0",
+    }
     manifest = {
         "format": 1, "name": f"synthetic-example{hostile}", "seed": seed, "versions": versions,
         "machine": "Linux x86_64, Python 3.11.7", "stages": stages,
@@ -51,9 +74,9 @@ def make_run(folder: Path, *, seed: int = 13, hostile: str = "") -> Path:
     return folder
 
 
-def make_results(rng: random.Random, hostile: str = "") -> dict[str, Any]:
+def make_results(rng: random.Random, queries: int, hostile: str = "") -> dict[str, Any]:
     """results.json: the variants share each query's difficulty, so their scores correlate as real ones do."""
-    difficulty = {task: [rng.gauss(0.2, 1.1) for _ in range(count)] for task, count in TASKS.items()}
+    difficulty = {task: [rng.gauss(0.2, 1.1) for _ in range(queries)] for task in TASKS}
     variants: dict[str, Any] = {}
     for variant, strength in STRENGTH.items():
         tasks = {}
@@ -71,13 +94,11 @@ def make_results(rng: random.Random, hostile: str = "") -> dict[str, Any]:
                 "recall_at_100": min(1.0, mean + 0.31), "mrr_at_10": mean - 0.03, "per_query": rows,
             }  # fmt: skip
         variants[variant] = {"model": {"name": variant}, "tasks": tasks}
-    queries = {
-        task: {f"q{i:03}": f"{_question(rng, i)}{hostile}" for i in range(count)} for task, count in TASKS.items()
-    }
+    texts = {task: {f"q{i:03}": f"{_question(rng, i)}{hostile}" for i in range(queries)} for task in TASKS}
     return {
         "variants": variants,
         "groups": {"medical": ["demo/medicine"], "general": ["demo/general"]},
-        "queries": queries,
+        "queries": texts,
     }
 
 
@@ -101,11 +122,14 @@ def _write_data(folder: Path, rng: random.Random, hostile: str) -> None:
             positive = _passage(rng, subject, index) + hostile
             row = {
                 "query": _question(rng, index) + hostile, "positive": positive, "negatives": [],
-                "instruction": "Given a question, retrieve passages that answer it", "source": name, "provenance": {},
+                "instruction": "Given a question, retrieve passages that answer it", "source": name,
+                "provenance": {},
             }  # fmt: skip
             sources.append(row)
             found = {"retriever": "bm25", "ids": ["p1"], "scores": [3.1], "ranks": [2]}
-            mined.append({**row, "negatives": [_passage(rng, other, index + 500)], "provenance": {"mined": found}})
+            mined.append(
+                {**row, "negatives": [_passage(rng, other, index + 500)], "provenance": {"mined": found}}
+            )
             start = positive.index(subject)
             change = {"from": subject, "to": other, "count": 1, "at": [start]}
             generated.append(
@@ -145,7 +169,9 @@ def _write_models(folder: Path, rng: random.Random, hostile: str) -> None:
         f"Given a made-up question, retrieve the made-up passage{hostile}",
     ]
     for number, name in enumerate((*EXPERTS, "all")):
-        candidates = [{"instruction": text, "score": round(0.36 + 0.06 * rng.random(), 4)} for text in library]
+        candidates = [
+            {"instruction": text, "score": round(0.36 + 0.06 * rng.random(), 4)} for text in library
+        ]
         best = max(candidates, key=lambda candidate: candidate["score"])
         write_json(
             stages / "prompts" / name / "prompt.json",
@@ -200,6 +226,7 @@ def _recipe() -> str:
     experts = "\n".join(f"  {name}: {{sources: [{name}]}}" for name in EXPERTS)
     sources = "\n".join(f"  {name}: {{collection: demo/medicine, split: train_{name}}}" for name in EXPERTS)
     return (
-        f"# made-up run\nname: synthetic-example\nbase: tiny\nseed: 13\nsources:\n{sources}\nexperts:\n{experts}\n"
+        f"# made-up run\nname: synthetic-example\nbase: tiny\nseed: 13\nsources:\n{sources}\n"
+        f"experts:\n{experts}\n"
         "merge: {dev: ['demo/medicine:dev', 'demo/general:dev']}\nleaks: drop\n"
     )

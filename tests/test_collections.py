@@ -28,7 +28,9 @@ def folder(tmp_path: Path, corpus=CORPUS, queries=QUERIES, qrels=QRELS) -> Path:
     root = tmp_path / "collection"
     (root / "qrels").mkdir(parents=True)
     for name, lines in (("corpus.jsonl", corpus), ("queries.jsonl", queries), ("qrels/test.tsv", qrels)):
-        (root / name).write_bytes(b"\n".join(x if isinstance(x, bytes) else x.encode() for x in lines) + b"\n")
+        (root / name).write_bytes(
+            b"\n".join(x if isinstance(x, bytes) else x.encode() for x in lines) + b"\n"
+        )
     return root
 
 
@@ -48,8 +50,16 @@ def test_reads_a_beir_folder(tmp_path):
     [
         ("corpus", [CORPUS[0], '{"_id": "b", "text": '], r"corpus.jsonl:2: not valid JSON"),
         ("corpus", [CORPUS[0], CORPUS[0]], r"corpus.jsonl:2: duplicate passage id 'a'"),
-        ("corpus", [CORPUS[0], '{"_id": "b", "text": "  "}'], r"corpus.jsonl:2: the passage is empty"),
-        ("corpus", [CORPUS[0], b'{"_id": "b", "text": "\xff"}'], r"corpus.jsonl:2: byte \d+ of the line is not UTF-8"),
+        (
+            "corpus",
+            [CORPUS[0], '{"_id": "b", "text": "  "}'],
+            r"corpus.jsonl:2: the passage is empty; give it a text",
+        ),
+        (
+            "corpus",
+            [CORPUS[0], b'{"_id": "b", "text": "\xff"}'],
+            r"corpus.jsonl:2: byte \d+ of the line is not UTF-8",
+        ),
         ("corpus", [CORPUS[0], '["b"]'], r"corpus.jsonl:2: expected a JSON object, found list"),
         ("corpus", [CORPUS[0], '{"text": "x"}'], r"corpus.jsonl:2: no usable _id"),
         ("corpus", [""], r"corpus.jsonl: holds no passages"),

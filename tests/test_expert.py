@@ -36,7 +36,9 @@ def train_randomly(retriever, *, seed=0, size=0.05, **options):
     with torch.no_grad():
         for name, parameter in retriever.model.named_parameters():
             if ".lora_" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * size * parameter.shape[0] ** 0.5)
+                parameter.copy_(
+                    torch.randn(parameter.shape, generator=generator) * size * parameter.shape[0] ** 0.5
+                )
     retriever.model.eval()
     return retriever
 
@@ -90,13 +92,15 @@ def test_in_bfloat16_the_adapter_acts_in_float32_as_in_peft(tiny_model_folder, t
 
 
 def test_adapter_saved_by_peft_from_a_model_with_a_head(tiny_model_folder, tmp_path):
-    """Its layers are called base_model.model.model.layers...; loaders that miss this load nothing, silently."""
+    """Layers are called base_model.model.model.layers...; loaders that miss this load nothing, silently."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
-    config = LoraConfig(r=2, lora_alpha=6, target_modules=ATTENTION, alpha_pattern={r"^model\.layers\.0\..*q_proj": 5})
+    config = LoraConfig(
+        r=2, lora_alpha=6, target_modules=ATTENTION, alpha_pattern={r"^model\.layers\.0\..*q_proj": 5}
+    )
     adapted = get_peft_model(model, config).eval()
     torch.manual_seed(1)
     for name, parameter in adapted.named_parameters():
@@ -115,14 +119,18 @@ def test_adapter_saved_by_peft_from_a_model_with_a_head(tiny_model_folder, tmp_p
     with torch.no_grad():
         found = retriever.model[0].model(token_ids).last_hidden_state
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    with pytest.raises(ModelError, match="attach|layer"):
+    with pytest.raises(ModelError, match="layer"):
         attach(retriever, expert.layers)
 
 
 def test_detaching_restores_the_model_exactly_and_identity_sees_the_adapter(tiny_model_folder, tmp_path):
     expert = read_expert(make_expert(tiny_model_folder, tmp_path / "e"))
     retriever = build_retriever(str(tiny_model_folder), FLOAT32, device="cpu")
-    before, vectors, identity = dict(retriever.model.state_dict()), encode_queries(retriever, TEXTS), retriever.identity()
+    before, vectors, identity = (
+        dict(retriever.model.state_dict()),
+        encode_queries(retriever, TEXTS),
+        retriever.identity(),
+    )
     attach(retriever, expert.layers)
     assert len(attached(retriever)) == 4
     assert retriever.identity() != identity
@@ -133,7 +141,9 @@ def test_detaching_restores_the_model_exactly_and_identity_sees_the_adapter(tiny
 
 
 def test_an_expert_folder_says_what_it_was_trained_on_and_holds_no_paths(tiny_model_folder, tmp_path):
-    retriever = train_randomly(build_retriever(str(tiny_model_folder), FLOAT32, instruction="Find it", device="cpu"))
+    retriever = train_randomly(
+        build_retriever(str(tiny_model_folder), FLOAT32, instruction="Find it", device="cpu")
+    )
     extra = {"pairs": "abc"}
     save_expert(retriever, tmp_path / "e", base="my/base", base_identity="f00", settings=FLOAT32, extra=extra)
     expert = read_expert(tmp_path / "e", name="med")
@@ -151,7 +161,9 @@ def test_base_fingerprint_ignores_adapter_dtype_and_instruction_but_not_weights(
 
     base = str(tiny_models["qwen3"])
     plain = base_fingerprint(build_retriever(base, FLOAT32, device="cpu"))
-    other = build_retriever(base, RetrieverSettings(dtype="bfloat16", pooling="mean"), instruction="x", device="cpu")
+    other = build_retriever(
+        base, RetrieverSettings(dtype="bfloat16", pooling="mean"), instruction="x", device="cpu"
+    )
     assert base_fingerprint(other) == plain
     assert base_fingerprint(train_randomly(other)) == plain
     changed = build_retriever(base, FLOAT32, device="cpu")
@@ -203,10 +215,14 @@ def test_incompatible_experts_are_named(tiny_models, tmp_path):
     one = read_expert(make_expert(base, tmp_path / "one"))
     two = read_expert(make_expert(base, tmp_path / "two", seed=1, instruction="another instruction is fine"))
     check_compatible([one, two], base_identity=one.description["base_identity"])
-    mean = read_expert(make_expert(base, tmp_path / "mean", RetrieverSettings(dtype="float32", pooling="mean")))
+    mean = read_expert(
+        make_expert(base, tmp_path / "mean", RetrieverSettings(dtype="float32", pooling="mean"))
+    )
     with pytest.raises(ModelError, match=r"'one' and 'mean' differ in pooling"):
         check_compatible([one, mean])
-    template = read_expert(make_expert(base, tmp_path / "t", RetrieverSettings(dtype="float32", template="e5")))
+    template = read_expert(
+        make_expert(base, tmp_path / "t", RetrieverSettings(dtype="float32", template="e5"))
+    )
     with pytest.raises(ModelError, match="template"):
         check_compatible([one, template])
     llama = read_expert(make_expert(tiny_models["llama"], tmp_path / "llama"))
@@ -229,5 +245,10 @@ def test_full_checkpoints_are_experts_too(tiny_model_folder, tmp_path):
     save_retriever(retriever, tmp_path / "full", card="")
     expert = read_expert(tmp_path / "full")
     assert not expert.is_adapter
-    assert np.allclose(encode_queries(open_expert(tmp_path / "full"), TEXTS), encode_queries(retriever, TEXTS), atol=1e-5)
-    assert open_base(str(tmp_path / "full"), []).query_prompt() == open_retriever(str(tmp_path / "full")).query_prompt()
+    assert np.allclose(
+        encode_queries(open_expert(tmp_path / "full"), TEXTS), encode_queries(retriever, TEXTS), atol=1e-5
+    )
+    assert (
+        open_base(str(tmp_path / "full"), []).query_prompt()
+        == open_retriever(str(tmp_path / "full")).query_prompt()
+    )

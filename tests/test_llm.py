@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
@@ -36,7 +37,9 @@ ASK = (Message("user", "hello"),)
 
 
 class ChatServer(ThreadingHTTPServer):
-    """Answers /v1/chat/completions with what `script(number, body)` gives: a text, a status, or a special word."""
+    """Answers /v1/chat/completions with what `script(number, body)` gives: a text, a status, or a special
+    word.
+    """
 
     daemon_threads = True
     script: Script = staticmethod(lambda number, body: "fine")  # type: ignore[assignment]
@@ -107,13 +110,19 @@ def completion(text: str | None, reason: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.fixture
-def server() -> Iterator[ChatServer]:
+@contextlib.contextmanager
+def serving() -> Iterator[ChatServer]:
+    """A running server, stopped at the end."""
     with ChatServer() as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
+        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
         yield running
         running.shutdown()
+
+
+@pytest.fixture
+def server() -> Iterator[ChatServer]:
+    with serving() as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)

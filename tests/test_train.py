@@ -58,7 +58,9 @@ def test_equal_vectors_give_log_of_the_number_of_passages(tiny_model_folder):
 def test_gradient_caching_changes_memory_not_the_loss(tiny_model_folder):
     plain = train(retriever(tiny_model_folder), PAIRS, fast(max_steps=3), seed=3)
     cached = train(retriever(tiny_model_folder), PAIRS, fast(max_steps=3, mini_batch_size=3), seed=3)
-    np.testing.assert_allclose([e["loss"] for e in cached.losses], [e["loss"] for e in plain.losses], rtol=1e-4)
+    np.testing.assert_allclose(
+        [e["loss"] for e in cached.losses], [e["loss"] for e in plain.losses], rtol=1e-4
+    )
 
 
 def test_only_the_adapter_changes_and_it_does(tiny_model_folder):
@@ -72,7 +74,9 @@ def test_only_the_adapter_changes_and_it_does(tiny_model_folder):
     assert report.steps == 3 and report.losses[-1]["loss"] < report.losses[0]["loss"]
     lora = [p for n, p in model.model.named_parameters() if "lora_" in n]
     assert lora and {str(p.dtype) for p in lora} == {"torch.float32"}
-    assert {str(p.dtype) for p in after.values()} == {"torch.bfloat16"}, "a base is never loaded wider than asked"
+    assert {str(p.dtype) for p in after.values()} == {"torch.bfloat16"}, (
+        "a base is never loaded wider than asked"
+    )
 
 
 def test_the_same_seed_gives_the_same_losses(tiny_model_folder):

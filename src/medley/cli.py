@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,7 +46,9 @@ def main() -> None:
 @app.command()
 def demo(
     out: Out = Path("demo-run"),
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a setting: key.sub=value.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting: key.sub=value.")
+    ] = None,
 ) -> None:
     """The whole pipeline on bundled data and a bundled base: CPU, no network, no LLM."""
     from medley.collections import BUNDLED
@@ -58,8 +61,12 @@ def run(
     recipe: Annotated[Path, typer.Argument(help="A recipe file (YAML).")],
     out: Annotated[Path | None, typer.Option("--out", help="The run folder; default runs/<name>.")] = None,
     until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a setting: key.sub=value.")] = None,
-    plan_only: Annotated[bool, typer.Option("--plan", help="Say what would run and its cost; touch nothing.")] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting: key.sub=value.")
+    ] = None,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="Say what would run and its cost; touch nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a recipe, from data to proof; continues where an earlier run of it stopped."""
@@ -80,9 +87,7 @@ def run(
 
 
 @app.command()
-def status(
-    folder: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False
-) -> None:
+def status(folder: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False) -> None:
     """Say which steps of a run are done, stale or missing, and why."""
     from medley.pipeline.start import status as run_status
 
@@ -96,10 +101,14 @@ def mine(
     pairs: PairsFile,
     out: Out,
     retriever: Annotated[str, typer.Option(help="`bm25`, or a model folder or hub id.")] = "bm25",
-    corpus: Annotated[str | None, typer.Option(help="A collection; default: the pairs' own positives.")] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="A collection; default: the pairs' own positives.")
+    ] = None,
     depth: Annotated[int, typer.Option(help="Candidates looked at per query.")] = 100,
     per_query: Annotated[int, typer.Option(help="Negatives kept per query.")] = 1,
-    margin: Annotated[float, typer.Option(help="Keep those scoring below margin x the positive's score.")] = 0.95,
+    margin: Annotated[
+        float, typer.Option(help="Keep those scoring below margin x the positive's score.")
+    ] = 0.95,
     seed: Seed = 13,
 ) -> None:
     """Mine hard negatives for training pairs, from a corpus."""
@@ -121,10 +130,14 @@ def synthesize_negatives(
     pairs: PairsFile,
     out: Out,
     corpus: Annotated[str | None, typer.Option(help="A collection that siblings are taken from.")] = None,
-    llm_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint; without: perturbation.")] = None,
+    llm_url: Annotated[
+        str | None, typer.Option(help="An OpenAI-compatible endpoint; without: perturbation.")
+    ] = None,
     llm_model: Annotated[str | None, typer.Option(help="The model's name at the endpoint.")] = None,
     concurrency: Annotated[int, typer.Option(help="Requests in flight.")] = 8,
-    budget_tokens: Annotated[int | None, typer.Option(help="Stop cleanly before more tokens are used.")] = None,
+    budget_tokens: Annotated[
+        int | None, typer.Option(help="Stop cleanly before more tokens are used.")
+    ] = None,
     seed: Seed = 13,
 ) -> None:
     """Write hard negatives: by an LLM, or by perturbing positives where no endpoint is named."""
@@ -140,7 +153,9 @@ def synthesize_negatives(
     else:
         from medley.synthesize.perturb import PerturbationSettings, perturb_negatives
 
-        passages = _corpus(corpus) if corpus else [Passage(str(i), row.positive) for i, row in enumerate(rows)]
+        passages = (
+            _corpus(corpus) if corpus else [Passage(str(i), row.positive) for i, row in enumerate(rows)]
+        )
         generated = perturb_negatives(rows, passages, PerturbationSettings(), seed=seed)
     write_pairs(out, generated.pairs)
     print(json.dumps(dict(generated.counts)))
@@ -153,16 +168,20 @@ def synthesize_queries(
     llm_url: Annotated[str, typer.Option(help="An OpenAI-compatible endpoint.")],
     llm_model: Annotated[str, typer.Option(help="The model's name at the endpoint.")],
     concurrency: Annotated[int, typer.Option(help="Requests in flight.")] = 8,
-    budget_tokens: Annotated[int | None, typer.Option(help="Stop cleanly before more tokens are used.")] = None,
+    budget_tokens: Annotated[
+        int | None, typer.Option(help="Stop cleanly before more tokens are used.")
+    ] = None,
     seed: Seed = 13,
 ) -> None:
     """Write a query for each passage of a corpus, by an LLM (BMRetriever's instance level)."""
     from medley.pairs import write_pairs
-    from medley.synthesize.queries import generate_queries
     from medley.synthesize.negatives import GenerationSettings
+    from medley.synthesize.queries import generate_queries
 
     chat = _chat(llm_url, llm_model, concurrency, budget_tokens, out)
-    generated = generate_queries(list(_corpus(corpus)), chat, GenerationSettings(concurrency=concurrency), seed=seed)
+    generated = generate_queries(
+        list(_corpus(corpus)), chat, GenerationSettings(concurrency=concurrency), seed=seed
+    )
     write_pairs(out, generated.pairs)
     print(json.dumps(dict(generated.counts)))
 
@@ -191,7 +210,7 @@ def tune_prompt(
     passages_DH = encode_passages(retriever, pool.passages)
 
     def score(instruction: str) -> float:
-        queries_QH = encode_queries(retriever, pool.query_texts, instruction=instruction)
+        queries_QH = encode_queries(retriever, pool.queries, instruction=instruction)
         return score_vectors([pool], [PoolVectors(queries_QH, passages_DH)]).score
 
     choice = choose_instruction(retriever.instruction or library()[0], library(), score)
@@ -212,7 +231,7 @@ def train(
 ) -> None:
     """Train one LoRA expert on a pairs file."""
     from medley.encoder import RetrieverSettings, build_retriever
-    from medley.expert import save_expert
+    from medley.expert import base_fingerprint, save_expert
     from medley.pairs import read_pairs
     from medley.train.contrastive import train as train_retriever
     from medley.train.settings import TrainSettings
@@ -220,21 +239,23 @@ def train(
     rows = read_pairs(pairs)
     retriever = build_retriever(base, RetrieverSettings(), instruction=instruction or rows[0].instruction)
     settings = TrainSettings(learning_rate=learning_rate, batch_size=batch_size, epochs=epochs)
+    identity = base_fingerprint(retriever)
     training = train_retriever(retriever, rows, settings, seed=seed)
-    save_expert(retriever, out, base=base, settings=RetrieverSettings())
+    save_expert(retriever, out, base=base, base_identity=identity, settings=RetrieverSettings())
     print(json.dumps({"pairs": training.pairs, "steps": training.steps, "loss": training.losses[-1]["loss"]}))
 
 
 @app.command()
 def merge(
-    merge_file: Annotated[Path, typer.Argument(help="A merge file (YAML); mergekit's are accepted.")], out: Out
+    merge_file: Annotated[Path, typer.Argument(help="A merge file (YAML); mergekit's are accepted.")],
+    out: Out,
 ) -> None:
     """Merge experts with given weights and export the model through the gate."""
     from medley.merge.model import merge_model
     from medley.merge.settings import read_merge_file
 
     gate = merge_model(read_merge_file(merge_file), out)
-    print(json.dumps({"model": str(out), "min_cosine": gate.min_cosine, "max_base_cosine": gate.max_base_cosine}))
+    print(json.dumps({"model": str(out), "gate": asdict(gate) if gate else None}))
 
 
 @app.command("search-merge")
@@ -267,6 +288,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option("--out", help="Where results.json goes.")] = None,
     instruction: Annotated[str | None, typer.Option(help="Instead of the model's own.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default: as saved.")] = None,
+    keep_empty: Annotated[bool, typer.Option("--keep-empty", help="Admit passages without text.")] = False,
     as_json: Json = False,
 ) -> None:
     """Score a model (or BM25) on MTEB tasks and on collection folders."""
@@ -275,7 +297,7 @@ def evaluate(
     from medley.evaluate.scores import evaluate_bm25, evaluate_retriever
     from medley.files import write_json
 
-    collections = [load_collection(spec) for spec in task]
+    collections = [load_collection(spec, keep_empty=keep_empty) for spec in task]
     if model == "bm25":
         description: dict[str, Any] = {"name": "bm25"}
         scores = evaluate_bm25(collections)
@@ -295,7 +317,9 @@ def evaluate(
 
 @app.command()
 def compare(
-    results: Annotated[list[Path], typer.Argument(help="results.json files of `medley evaluate`, or of runs.")],
+    results: Annotated[
+        list[Path], typer.Argument(help="results.json files of `medley evaluate`, or of runs.")
+    ],
     as_json: Json = False,
     seed: Seed = 13,
 ) -> None:
@@ -308,7 +332,9 @@ def compare(
     for path in results:
         content = read_json(path, CollectionError)
         if "variants" in content:
-            named = {name if len(results) == 1 else f"{path}:{name}": v for name, v in content["variants"].items()}
+            named = {
+                name if len(results) == 1 else f"{path}:{name}": v for name, v in content["variants"].items()
+            }
         elif "tasks" in content:
             named = {str(path): content}
         else:
@@ -332,7 +358,9 @@ def compare(
 @app.command()
 def leaks(
     pairs: PairsFile,
-    against: Annotated[list[str], typer.Option(help="Collection folder or MTEB task, with :SPLIT; repeatable.")],
+    against: Annotated[
+        list[str], typer.Option(help="Collection folder or MTEB task, with :SPLIT; repeatable.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """List training texts that recur in dev or test collections."""
@@ -347,7 +375,9 @@ def leaks(
             if as_json:
                 print(json.dumps(leak.as_json()))
             else:
-                print(f"row {leak.row} {leak.field}: {leak.kind} {leak.similarity:.2f} {leak.against} {leak.id}")
+                print(
+                    f"row {leak.row} {leak.field}: {leak.kind} {leak.similarity:.2f} {leak.against} {leak.id}"
+                )
 
 
 @app.command()
@@ -381,9 +411,13 @@ def _print_steps(rows: list[dict[str, Any]], as_json: bool) -> None:
         return
     for row in rows:
         costs = ", ".join(
-            f"{value:,.0f} {key.replace('_', ' ')}" for key, value in row.items() if key not in ("step", "state", "why")
+            f"{value:,.0f} {key.replace('_', ' ')}"
+            for key, value in row.items()
+            if key not in ("step", "state", "why")
         )
-        print(f"{row['state']:8} {row['step']:32} {'; '.join(text for text in (row['why'], costs) if text)}".rstrip())
+        print(
+            f"{row['state']:8} {row['step']:32} {'; '.join(text for text in (row['why'], costs) if text)}".rstrip()
+        )
 
 
 def _print_results(results: dict[str, Any], as_json: bool) -> None:

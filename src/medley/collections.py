@@ -64,8 +64,9 @@ class Collection:
 class FolderCorpus(Sequence[Passage]):
     """The passages of a `corpus.jsonl`, validated once and then read by byte offset: memory holds ids only."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, keep_empty: bool = False) -> None:
         self.path = path
+        self._keep_empty = keep_empty
         self.ids: list[str] = []
         self._offsets = array("q")
         self._validate()
@@ -99,8 +100,11 @@ class FolderCorpus(Sequence[Passage]):
         text = row.get("text", "")
         if not isinstance(text, str):
             raise CollectionError(f"{where}: text is a {type(text).__name__}; it must be a string.")
-        if not text.strip() and not title.strip():
-            raise CollectionError(f"{where}: the passage is empty; give it a text or remove the line.")
+        if not self._keep_empty and not text.strip() and not title.strip():
+            raise CollectionError(
+                f"{where}: the passage is empty; give it a text, remove the line, "
+                "or keep it with `empty_passages: keep` (--keep-empty)."
+            )
         return Passage(_id(row, where), text, title)
 
     def __len__(self) -> int:
@@ -123,16 +127,19 @@ class FolderCorpus(Sequence[Passage]):
             return self._passage(stream.readline(), position + 1)
 
 
-def load_collection(spec: str, *, default_split: str = "test") -> Collection:
+def load_collection(spec: str, *, default_split: str = "test", keep_empty: bool = False) -> Collection:
     """Open the collection that `SPEC` or `SPEC:SPLIT` names (see the module's head).
 
+    `keep_empty` admits passages without any text, which some classic collections hold.
     Raises CollectionError when nothing has that name, a file is malformed, or ids do not fit together.
     """
     name, split = split_spec(spec, default_split)
     folder = find_folder(name)
     if folder is not None:
-        return read_folder(folder, split)
-    from medley.mteb_tasks import load_mteb_task  # imports mteb (3 s), only where a task or hub id is asked for
+        return read_folder(folder, split, keep_empty=keep_empty)
+    from medley.mteb_tasks import (
+        load_mteb_task,  # imports mteb (3 s), only where a task or hub id is asked for
+    )
 
     return load_mteb_task(name, split)
 
@@ -150,9 +157,11 @@ def find_folder(name: str) -> Path | None:
 
     Raises CollectionError for a path that plainly means a folder but is none, or an unset variable.
     """
-    expanded = os.path.expanduser(os.path.expandvars(name))
+    expanded = str(Path(os.path.expandvars(name)).expanduser())
     if "$" in expanded:
-        raise CollectionError(f"{name}: the environment variable is not set; export it or write the path out.")
+        raise CollectionError(
+            f"{name}: the environment variable is not set; export it or write the path out."
+        )
     path = Path(expanded)
     if (path / "corpus.jsonl").is_file():
         return path
@@ -160,18 +169,22 @@ def find_folder(name: str) -> Path | None:
         bundled = BUNDLED / name
         if bundled.is_dir():
             return bundled
-        known = ", ".join(f"demo/{folder.name}" for folder in sorted((BUNDLED / "demo").iterdir()) if folder.is_dir())
+        known = ", ".join(
+            f"demo/{folder.name}" for folder in sorted((BUNDLED / "demo").iterdir()) if folder.is_dir()
+        )
         raise CollectionError(f"{name}: no such bundled collection; there are {known}.")
     if path.is_dir():
-        raise CollectionError(f"{path}: the folder has no corpus.jsonl; a collection needs one (BEIR layout).")
+        raise CollectionError(
+            f"{path}: the folder has no corpus.jsonl; a collection needs one (BEIR layout)."
+        )
     if expanded.startswith((".", "/", "~")) or expanded.count("/") > 1:
         raise CollectionError(f"{path}: no such folder; check the path of the collection.")
     return None
 
 
-def read_folder(folder: Path, split: str, *, name: str | None = None) -> Collection:
+def read_folder(folder: Path, split: str, *, keep_empty: bool = False) -> Collection:
     """Read and validate one split of a BEIR folder."""
-    corpus = FolderCorpus(folder / "corpus.jsonl")
+    corpus = FolderCorpus(folder / "corpus.jsonl", keep_empty=keep_empty)
     texts = _read_queries(folder / "queries.jsonl")
     qrels_path = folder / "qrels" / f"{split}.tsv"
     if not qrels_path.is_file():
@@ -179,7 +192,7 @@ def read_folder(folder: Path, split: str, *, name: str | None = None) -> Collect
         raise CollectionError(f"{qrels_path}: no such split; this collection has: {splits}.")
     judgements = read_qrels(qrels_path, known_queries=texts, known_passages=set(corpus.ids))
     return Collection(
-        name=name or folder.name,
+        name=folder.name,
         split=split,
         corpus=corpus,
         queries=MappingProxyType({query_id: text for query_id, text in texts.items() if query_id in judgements}),
@@ -204,7 +217,9 @@ def in_memory(
             raise CollectionError(f"{name}: judgement of an unknown query id {query_id!r}; add the query.")
         unknown = sorted(set(scores) - known)
         if unknown:
-            raise CollectionError(f"{name}: query {query_id!r} judges {unknown[0]!r}, which is in no passage.")
+            raise CollectionError(
+                f"{name}: query {query_id!r} judges {unknown[0]!r}, which is in no passage."
+            )
     judged = {query_id: text for query_id, text in queries.items() if query_id in judgements}
     return Collection(
         name, split, passages, MappingProxyType(judged), MappingProxyType(dict(judgements)),
@@ -240,14 +255,20 @@ def read_qrels(
         try:
             fields = raw.decode("utf-8").rstrip("\r").split("\t")
         except UnicodeDecodeError as problem:
-            raise CollectionError(f"{where}: byte {problem.start} is not UTF-8; save it as UTF-8.") from problem
+            raise CollectionError(
+                f"{where}: byte {problem.start} is not UTF-8; save it as UTF-8."
+            ) from problem
         if (line_number == 1 and tuple(fields) == QRELS_HEADER) or fields == [""]:
             continue
         if len(fields) != 3:
-            raise CollectionError(f"{where}: {len(fields)} columns; write query-id, corpus-id, score with tabs.")
+            raise CollectionError(
+                f"{where}: {len(fields)} columns; write query-id, corpus-id, score with tabs."
+            )
         query_id, passage_id, score = fields
         if query_id not in known_queries:
-            raise CollectionError(f"{where}: query id {query_id!r} is not in queries.jsonl; add it or drop the line.")
+            raise CollectionError(
+                f"{where}: query id {query_id!r} is not in queries.jsonl; add it or drop the line."
+            )
         if passage_id not in known_passages:
             raise CollectionError(
                 f"{where}: passage id {passage_id!r} is in no line of corpus.jsonl; add it or drop the line."
@@ -255,7 +276,9 @@ def read_qrels(
         try:
             grade = int(score)
         except ValueError as problem:
-            raise CollectionError(f"{where}: score {score!r} is not a whole number; use 0, 1, 2, ...") from problem
+            raise CollectionError(
+                f"{where}: score {score!r} is not a whole number; use 0, 1, 2, ..."
+            ) from problem
         if passage_id in judgements.setdefault(query_id, {}):
             raise CollectionError(f"{where}: {query_id!r} judges {passage_id!r} twice; keep one line.")
         judgements[query_id][passage_id] = grade

@@ -41,12 +41,17 @@ class RetrieverSettings(BaseModel):
     attention: Literal["bidirectional", "causal"] = Field(
         "bidirectional", description="whether a token sees the tokens after it"
     )
-    max_length: int = Field(512, ge=4, description="tokens a text is cut to, the end-of-sequence token included")
+    max_length: int = Field(
+        512, ge=4, description="tokens a text is cut to, the end-of-sequence token included"
+    )
     template: Literal["bmretriever", "e5", "plain"] | Template = Field(
-        "bmretriever", description="how instruction and text are joined: a name, or {query: ..., document: ...}"
+        "bmretriever",
+        description="how instruction and text are joined: a name, or {query: ..., document: ...}",
     )
     normalize: bool = Field(True, description="whether vectors have length 1")
-    dtype: Literal["bfloat16", "float32", "float16"] = Field("bfloat16", description="of the weights in memory")
+    dtype: Literal["bfloat16", "float32", "float16"] = Field(
+        "bfloat16", description="of the weights in memory"
+    )
 
     @property
     def template_value(self) -> Template:
@@ -121,7 +126,9 @@ def resolve_base(base: str) -> str:
     path = Path(base).expanduser()
     if path.exists():
         if not (path / "config.json").is_file() and not (path / "modules.json").is_file():
-            raise ModelError(f"{base}: the folder has no config.json, so it is no model; point at a model folder.")
+            raise ModelError(
+                f"{base}: the folder has no config.json, so it is no model; point at a model folder."
+            )
         return str(path)
     if base.startswith((".", "/", "~")) or base.count("/") > 1:
         raise ModelError(f"{base}: no such model folder; check the path of the base.")
@@ -164,7 +171,9 @@ def check_decoder(base: str) -> None:
         config = AutoConfig.from_pretrained(resolve_base(base))
     except (OSError, ValueError) as problem:
         reason = str(problem).splitlines()[0]
-        raise ModelError(f"{base}: cannot be opened as a language model ({reason}); check its name.") from problem
+        raise ModelError(
+            f"{base}: cannot be opened as a language model ({reason}); check its name."
+        ) from problem
     kind = config.model_type
     if (
         config.is_encoder_decoder
@@ -199,7 +208,8 @@ def build_retriever(
     transformer.model.config.is_causal = settings.attention == "causal"
     append_end_of_sequence(transformer.tokenizer, base)
     pooling = Pooling(
-        transformer.get_embedding_dimension(), pooling_mode="lasttoken" if settings.pooling == "last" else "mean"
+        transformer.get_embedding_dimension(),
+        pooling_mode="lasttoken" if settings.pooling == "last" else "mean",
     )
     template = settings.template_value
     model = SentenceTransformer(
@@ -222,7 +232,9 @@ def append_end_of_sequence(tokenizer: Any, base: str) -> None:
 
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise ModelError(f"{base}: has no fast tokenizer (tokenizer.json); convert it with transformers first.")
+        raise ModelError(
+            f"{base}: has no fast tokenizer (tokenizer.json); convert it with transformers first."
+        )
     if tokenizer.eos_token is None:
         raise ModelError(f"{base}: its tokenizer names no eos_token; set one in tokenizer_config.json.")
     if tokenizer.pad_token is None:
@@ -230,12 +242,16 @@ def append_end_of_sequence(tokenizer: Any, base: str) -> None:
     tokenizer.padding_side = "right"
     if tokenizer("a")["input_ids"][-1] != tokenizer.eos_token_id:
         eos = (tokenizer.eos_token, tokenizer.eos_token_id)
-        appending = TemplateProcessing(single=f"$A {eos[0]}", pair=f"$A {eos[0]} $B {eos[0]}", special_tokens=[eos])
+        appending = TemplateProcessing(
+            single=f"$A {eos[0]}", pair=f"$A {eos[0]} $B {eos[0]}", special_tokens=[eos]
+        )
         existing = backend.post_processor
         backend.post_processor = ProcessorSequence([existing, appending]) if existing else appending
     token_ids = tokenizer("a a a a a a a a", truncation=True, max_length=4)["input_ids"]
     if token_ids[-1] != tokenizer.eos_token_id or len(token_ids) > 4:
-        raise ModelError(f"{base}: its tokenizer does not keep a final {tokenizer.eos_token} when it cuts a text.")
+        raise ModelError(
+            f"{base}: its tokenizer does not keep a final {tokenizer.eos_token} when it cuts a text."
+        )
 
 
 def open_retriever(path: str, *, device: str | None = None, dtype: str | None = None) -> Retriever:
@@ -263,7 +279,9 @@ def open_retriever(path: str, *, device: str | None = None, dtype: str | None = 
     return Retriever(model, Template(**description["template"]), description["instruction"])
 
 
-def save_retriever(retriever: Retriever, folder: Path, *, card: str, extra: dict[str, Any] | None = None) -> None:
+def save_retriever(
+    retriever: Retriever, folder: Path, *, card: str, extra: dict[str, Any] | None = None
+) -> None:
     """Write a model folder that `SentenceTransformer(folder)` opens; atomic.
 
     `card` becomes README.md; `extra` is kept in medley.json beside template and instruction.
@@ -276,7 +294,9 @@ def save_retriever(retriever: Retriever, folder: Path, *, card: str, extra: dict
 
 def describe(retriever: Retriever) -> dict[str, Any]:
     """What medley.json keeps of a retriever."""
-    template = retriever.template or Template(query=retriever.query_prompt(), document=retriever.document_prompt)
+    template = retriever.template or Template(
+        query=retriever.query_prompt(), document=retriever.document_prompt
+    )
     return {"format": FORMAT, "template": template.model_dump(), "instruction": retriever.instruction}
 
 
@@ -298,7 +318,9 @@ def encode_passages(
     return _encode(retriever, texts, retriever.document_prompt, "document", batch_size)
 
 
-def _encode(retriever: Retriever, texts: Sequence[str], prompt: str, task: str, batch_size: int) -> np.ndarray:
+def _encode(
+    retriever: Retriever, texts: Sequence[str], prompt: str, task: str, batch_size: int
+) -> np.ndarray:
     """The one call into sentence-transformers. A passage and a query may differ in route as well as in prompt."""
     import torch
 

@@ -42,7 +42,9 @@ def parse_json_line(raw: bytes, where: str, error: type[InputError] = InputError
             "each line must be one complete JSON object."
         ) from problem
     if not isinstance(value, dict):
-        raise error(f"{where}: expected a JSON object, found {type(value).__name__}; write one object a line.")
+        raise error(
+            f"{where}: expected a JSON object, found {type(value).__name__}; write one object a line."
+        )
     return value
 
 
@@ -99,7 +101,9 @@ def explained_write_errors(path: Path) -> Iterator[None]:
                 f"{path}: the disk is full; free some space and run the same command again (nothing finished is lost)."
             ) from problem
         if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise OutputError(f"{path}: cannot be written ({problem.strerror}); choose another --out.") from problem
+            raise OutputError(
+                f"{path}: cannot be written ({problem.strerror}); choose another --out."
+            ) from problem
         if problem.errno in (errno.EEXIST, errno.ENOTDIR):
             raise OutputError(
                 f"{path}: a file stands where a folder is needed; choose another --out."

@@ -112,7 +112,12 @@ def pair_from_row(row: Mapping[str, Any], where: str) -> TrainingPair:
     if not isinstance(provenance, Mapping):
         raise PairsError(f"{where}: provenance must be a JSON object.")
     return TrainingPair(
-        query, positive, tuple(negatives), str(row.get("instruction") or ""), str(row.get("source") or ""), provenance
+        query,
+        positive,
+        tuple(negatives),
+        str(row.get("instruction") or ""),
+        str(row.get("source") or ""),
+        provenance,
     )
 
 
@@ -127,7 +132,11 @@ def _text(row: Mapping[str, Any], key: str, where: str, keys: str) -> str:
 
 def _from_triplet(row: Mapping[str, Any]) -> dict[str, Any]:
     negatives = [row[key] for key in sorted(row, key=_column_order) if re.fullmatch(r"negative(_\d+)?", key)]
-    return {**row, "query": row.get("query", row.get("anchor")), "negatives": [text for text in negatives if text]}
+    return {
+        **row,
+        "query": row.get("query", row.get("anchor")),
+        "negatives": [text for text in negatives if text],
+    }
 
 
 def _column_order(key: str) -> tuple[int, str]:
@@ -189,7 +198,9 @@ def pairs_from_collection(
                 )
             )  # fmt: skip
     if not pairs:
-        raise PairsError(f"{collection.name}:{collection.split}: no relevant judgement, hence no training pairs.")
+        raise PairsError(
+            f"{collection.name}:{collection.split}: no relevant judgement, hence no training pairs."
+        )
     return pairs
 
 

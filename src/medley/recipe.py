@@ -6,7 +6,6 @@ Relative paths are taken from the current folder; `$VARIABLES` in them are expan
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -53,7 +52,10 @@ class GuardSettings(BaseModel):
     model_config = STRICT
 
     margin: float | None = Field(
-        0.95, gt=0, le=1.5, description="a negative must score below margin x the positive's score; null: no margin"
+        0.95,
+        gt=0,
+        le=1.5,
+        description="a negative must score below margin x the positive's score; null: no margin",
     )
 
 
@@ -64,7 +66,9 @@ class GeneratedSettings(BaseModel):
 
     per_query: int = Field(1, ge=1, description="negatives made for each pair")
     llm: GenerationSettings = Field(GenerationSettings(), description="how a language model is asked")
-    perturbation: PerturbationSettings = Field(PerturbationSettings(), description="how positives are rewritten")
+    perturbation: PerturbationSettings = Field(
+        PerturbationSettings(), description="how positives are rewritten"
+    )
 
 
 class NegativeSettings(BaseModel):
@@ -77,6 +81,9 @@ class NegativeSettings(BaseModel):
         GeneratedSettings(), description="written by the recipe's llm, or by perturbation without one"
     )
     guard: GuardSettings = Field(GuardSettings(), description="against false negatives")
+    kinds: tuple[NegativeKind, ...] = Field(
+        ("judged", "mined", "generated"), description="what experts train with unless they say otherwise"
+    )
 
 
 class Expert(BaseModel):
@@ -85,10 +92,12 @@ class Expert(BaseModel):
     model_config = STRICT
 
     sources: list[str] = Field(min_length=1, description="names of sources")
-    negatives: list[NegativeKind] = Field(
-        default=["judged", "mined", "generated"], description="kinds of hard negatives it sees"
+    negatives: tuple[NegativeKind, ...] | None = Field(
+        None, description="kinds of hard negatives it sees; default the recipe's negatives.kinds"
     )
-    prompts: Literal["none", "library"] | None = Field(None, description="instead of the recipe's prompts.method")
+    prompts: Literal["none", "library"] | None = Field(
+        None, description="instead of the recipe's prompts.method"
+    )
     dev: list[str] | None = Field(None, description="dev collections for its instruction; default merge.dev")
 
 
@@ -143,7 +152,9 @@ class Recipe(BaseModel):
     base: str = Field(description="hub id, model folder, or `tiny` (bundled)")
     seed: int = Field(13, ge=0, description="of every random choice")
     retriever: RetrieverSettings = Field(RetrieverSettings(), description="how the base becomes a retriever")
-    llm: LlmSettings | None = Field(None, description="an OpenAI-compatible endpoint; nothing leaves the machine without")
+    llm: LlmSettings | None = Field(
+        None, description="an OpenAI-compatible endpoint; nothing leaves the machine without"
+    )
     sources: dict[str, Source] = Field(min_length=1, description="name -> training pairs")
     negatives: NegativeSettings = Field(NegativeSettings(), description="hard negatives")
     prompts: PromptSettings = Field(PromptSettings(), description="how the instruction is chosen")
@@ -152,6 +163,9 @@ class Recipe(BaseModel):
     train: TrainSettings = Field(TrainSettings(), description="how experts are trained")
     merge: MergeSettings = Field(description="how they become one model")
     evaluate: EvaluateSettings = Field(description="tests and baselines")
+    empty_passages: Literal["refuse", "keep"] = Field(
+        "refuse", description="whether a corpus may hold passages without text, as some classic ones do"
+    )
     leaks: Literal["refuse", "drop", "allow"] = Field(
         "refuse", description="what to do with training rows whose query is in a dev or test collection"
     )
@@ -165,11 +179,19 @@ class Recipe(BaseModel):
                         f"experts.{name}.sources: no source is called {source!r}{_nearest(source, self.sources)}"
                     )
         if "all" in self.experts:
-            raise ValueError("experts.all: the name `all` stands for the model trained on everything; rename it")
+            raise ValueError(
+                "experts.all: the name `all` stands for the model trained on everything; rename it"
+            )
         for name in (*self.experts, *self.sources):
             if "/" in name or name.startswith("."):
-                raise ValueError(f"{name}: names of sources and experts become folder names; leave out / and a leading dot")
+                raise ValueError(
+                    f"{name}: sources and experts become folder names; leave out / and a leading dot"
+                )
         return self
+
+    def kinds_of(self, expert: Expert) -> tuple[NegativeKind, ...]:
+        """Kinds of negatives that an expert trains with."""
+        return self.negatives.kinds if expert.negatives is None else expert.negatives
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -182,11 +204,15 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         raw = yaml.safe_load(path.read_bytes().decode("utf-8"))
     except UnicodeDecodeError as problem:
-        raise RecipeError(f"{path}: byte {problem.start} is not UTF-8; save the recipe as UTF-8.") from problem
+        raise RecipeError(
+            f"{path}: byte {problem.start} is not UTF-8; save the recipe as UTF-8."
+        ) from problem
     except yaml.YAMLError as problem:
         mark = getattr(problem, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise RecipeError(f"{path}{line}: not valid YAML ({getattr(problem, 'problem', problem)}).") from problem
+        raise RecipeError(
+            f"{path}{line}: not valid YAML ({getattr(problem, 'problem', problem)})."
+        ) from problem
     if not isinstance(raw, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys; this file holds a {type(raw).__name__}.")
     for override in overrides:
@@ -233,7 +259,7 @@ def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
 
 
 def _absolute(path: str) -> str:
-    expanded = Path(os.path.expanduser(path))
+    expanded = Path(path).expanduser()
     return str(expanded.resolve()) if "$" not in path and path != "tiny" and expanded.exists() else path
 
 

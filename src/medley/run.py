@@ -28,7 +28,16 @@ from medley.progress import say
 FORMAT = 1
 ARTEFACT = "artefact.json"
 MANIFEST = "manifest.json"
-PACKAGES = ("medley-retrieval", "torch", "transformers", "sentence-transformers", "peft", "mteb", "mergekit", "bm25s")
+PACKAGES = (
+    "medley-retrieval",
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "peft",
+    "mteb",
+    "mergekit",
+    "bm25s",
+)
 
 Build = Callable[[Path, Mapping[str, Path]], Mapping[str, Any]]
 """Write an artefact's files into the folder given, reading the artefacts it needs (by step id); return a summary."""
@@ -92,7 +101,9 @@ def states(folder: Path, steps: Sequence[Step]) -> list[StepState]:
             found.append(StepState(step, keys[step.id], "done"))
         else:
             wanted = _ingredients(step, keys)
-            found.append(StepState(step, keys[step.id], "stale", _difference(artefact["ingredients"], wanted)))
+            found.append(
+                StepState(step, keys[step.id], "stale", _difference(artefact["ingredients"], wanted))
+            )
     return found
 
 
@@ -155,7 +166,10 @@ def execute(folder: Path, steps: Sequence[Step], *, name: str, seed: int, until:
             state = states(folder, [*steps[:index], step])[-1]
             if state.state == "done":
                 continue
-            say(f"[{index + 1}/{len(steps)}] {step.id}" + (f" (again: {state.reason})" if state.reason else ""))
+            say(
+                f"[{index + 1}/{len(steps)}] {step.id}"
+                + (f" (again: {state.reason})" if state.reason else "")
+            )
             _make(folder, step, keys)
             write_manifest(folder, steps, name=name, seed=seed)
         write_manifest(folder, steps, name=name, seed=seed)
@@ -238,7 +252,9 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as problem:
-            raise OutputError(f"{folder}: another process is working on this run; wait for it or stop it.") from problem
+            raise OutputError(
+                f"{folder}: another process is working on this run; wait for it or stop it."
+            ) from problem
         yield
 
 

@@ -62,9 +62,7 @@ def _read(source: Source, inputs: Inputs, name: str) -> list[TrainingPair]:
         collection = inputs.collection(f"{source.collection}:{source.split}")
         return pairs_from_collection(collection, instruction=source.instruction, source=name)
     pairs = read_pairs(expanded(source.pairs or ""))
-    return [
-        replace(pair, source=name, instruction=pair.instruction or source.instruction) for pair in pairs
-    ]
+    return [replace(pair, source=name, instruction=pair.instruction or source.instruction) for pair in pairs]
 
 
 def build_mined(
@@ -79,7 +77,9 @@ def build_mined(
     pairs = [replace(pair, negatives=()) for pair in read_pairs(needs[f"sources/{name}"] / PAIRS)]
     settings = recipe.negatives.mined.model_copy(update={"margin": recipe.negatives.guard.margin})
     retriever = None if settings.retriever == "bm25" else open_retriever(settings.retriever)
-    mined = mine_negatives(pairs, _passages(recipe, inputs, name), settings, seed=recipe.seed, retriever=retriever)
+    mined = mine_negatives(
+        pairs, _passages(recipe, inputs, name), settings, seed=recipe.seed, retriever=retriever
+    )
     write_pairs(out / PAIRS, mined.pairs)
     write_json(out / COUNTS, dict(mined.counts))
     return {"pairs": len(mined.pairs), "counts": dict(mined.counts)}
@@ -113,7 +113,9 @@ def build_generated(
         ]
         rewritten = settings.perturbation.model_copy(update={"per_query": settings.per_query})
         generated = perturb_negatives(seen, passages, rewritten, seed=recipe.seed)
-    write_pairs(out / PAIRS, [_only_new(before, after) for before, after in zip(seen, generated.pairs, strict=True)])
+    write_pairs(
+        out / PAIRS, [_only_new(before, after) for before, after in zip(seen, generated.pairs, strict=True)]
+    )
     write_json(out / COUNTS, dict(generated.counts))
     return {"pairs": len(generated.pairs), "counts": dict(generated.counts)}
 
@@ -122,7 +124,9 @@ def _only_new(before: TrainingPair, after: TrainingPair) -> TrainingPair:
     return replace(after, negatives=tuple(text for text in after.negatives if text not in before.negatives))
 
 
-def assemble_pairs(sources: Sequence[str], kinds: Sequence[str], needs: Mapping[str, Path]) -> list[TrainingPair]:
+def assemble_pairs(
+    sources: Sequence[str], kinds: Sequence[str], needs: Mapping[str, Path]
+) -> list[TrainingPair]:
     """An expert's training pairs, each with the wanted kinds of negatives in turn: one of each kind, then the next."""
     pairs = []
     for source in sources:

@@ -23,13 +23,14 @@ EVERYWHERE = ("collections.py", "encoder.py", "pairs.py", "template.py")
 class Inputs:
     """Opened collections and computed fingerprints of one planning, so that no file is read twice."""
 
+    keep_empty: bool = False
     collections: dict[str, Collection] = field(default_factory=dict)
     identities: dict[str, str] = field(default_factory=dict)
 
     def collection(self, spec: str) -> Collection:
         """The collection that `SPEC:SPLIT` names."""
         if spec not in self.collections:
-            self.collections[spec] = load_collection(spec)
+            self.collections[spec] = load_collection(spec, keep_empty=self.keep_empty)
         return self.collections[spec]
 
     def collection_identities(self, specs: list[str]) -> dict[str, str]:
@@ -54,10 +55,10 @@ class Inputs:
 
 def expanded(path: str) -> Path:
     """A recipe's path with `~` and `$VARIABLES` filled in; PairsError where a variable is unset."""
-    filled = os.path.expanduser(os.path.expandvars(path))
-    if "$" in filled:
+    filled = Path(os.path.expandvars(path)).expanduser()
+    if "$" in str(filled):
         raise PairsError(f"{path}: the environment variable is not set; export it or write the path out.")
-    return Path(filled)
+    return filled
 
 
 def code_of(*places: str) -> str:

@@ -15,6 +15,7 @@ from medley.encoder import (
     save_retriever,
 )
 from medley.files import read_json, write_json
+from medley.fingerprint import fingerprint_path
 from medley.pairs import TrainingPair
 from medley.pipeline.data import assemble_pairs
 from medley.pipeline.inputs import ALL, Inputs
@@ -23,8 +24,6 @@ from medley.recipe import Expert, Recipe
 PROMPT = "prompt.json"
 TRAINING = "training.json"
 SEARCH = "search.json"
-POOL_DEPTH = 20
-"""Passages that BM25 ranks high enough to be in a dev pool too large to be encoded whole."""
 PROBE_TEXTS = 16
 """Dev queries and passages that the export gate encodes."""
 
@@ -64,7 +63,7 @@ def build_pretrained(recipe: Recipe, inputs: Inputs, out: Path, _: Mapping[str, 
     save_retriever(
         retriever,
         out / "model",
-        card=f"# {recipe.name}: base after contrastive pre-training\n\nFrom {recipe.base}, {len(pairs)} unlabelled pairs.\n",
+        card=f"# {recipe.name}: base after pre-training\n\nFrom {recipe.base}, {len(pairs)} unlabelled pairs.\n",
     )
     write_json(out / TRAINING, asdict(training))
     return {"pairs": training.pairs, "steps": training.steps}
@@ -88,7 +87,7 @@ def build_prompt(
 
         def score(instruction: str) -> float:
             vectors = [
-                PoolVectors(encode_queries(retriever, pool.query_texts, instruction=instruction), passages_DH)
+                PoolVectors(encode_queries(retriever, pool.queries, instruction=instruction), passages_DH)
                 for pool, passages_DH in zip(pools, passages, strict=True)
             ]
             return score_vectors(pools, vectors).score
@@ -98,25 +97,20 @@ def build_prompt(
     else:
         choice = {"instruction": seed_instruction, "seed_instruction": seed_instruction, "candidates": []}
     write_json(out / PROMPT, {**choice, "dev": dev, "method": method})
-    return {"instruction": choice["instruction"], "candidates": len(scores), "best": max(scores, default=None)}
+    return {
+        "instruction": choice["instruction"],
+        "candidates": len(scores),
+        "best": max(scores, default=None),
+    }
 
 
 def _pool(recipe: Recipe, inputs: Inputs, spec: str) -> Any:
     """The sample of a dev collection on which instructions and candidates are scored, the same for both."""
     from medley.merge.pool import build_pool
-    from medley.search import rank_with_bm25
 
-    search, collection = recipe.merge.search, inputs.collection(spec)
-    lexical = {
-        query: [passage_id for passage_id, _ in ranking]
-        for query, ranking in rank_with_bm25(collection, k=POOL_DEPTH).items()
-    }
+    search = recipe.merge.search
     return build_pool(
-        collection,
-        max_passages=search.pool_size,
-        max_queries=search.queries,
-        rankings=[lexical],
-        seed=recipe.seed,
+        inputs.collection(spec), max_passages=search.pool_size, max_queries=search.queries, seed=recipe.seed
     )
 
 
@@ -124,24 +118,32 @@ def build_expert(
     recipe: Recipe, name: str, experts: Mapping[str, Expert], out: Path, needs: Mapping[str, Path]
 ) -> dict[str, Any]:
     """Train one adapter on the pairs of one expert, or of all experts together for the all-data model."""
-    from medley.expert import save_expert
+    from medley.expert import base_fingerprint, save_expert
     from medley.train.contrastive import train
 
     pairs: list[TrainingPair] = []
     for member, expert in experts.items():
         instruction = instruction_of(needs, member)
-        own = assemble_pairs(expert.sources, expert.negatives, needs)
+        own = assemble_pairs(expert.sources, recipe.kinds_of(expert), needs)
         pairs += [replace(pair, instruction=instruction) for pair in own]
     retriever = _base_retriever(recipe, needs, instruction_of(needs, name))
+    identity = base_fingerprint(retriever)
     training = train(retriever, pairs, recipe.train, seed=recipe.seed, label=f"train {name}")
-    counts = {source: sum(pair.source == source for pair in pairs) for source in {pair.source for pair in pairs}}
+    counts = {
+        source: sum(pair.source == source for pair in pairs) for source in {pair.source for pair in pairs}
+    }
     report = {**asdict(training), "source_counts": dict(sorted(counts.items()))}
     save_expert(
         retriever,
         out / "adapter",
         base=recipe.base,
+        base_identity=identity,
         settings=recipe.retriever,
-        extra={"name": name, "run": recipe.name, "training": {"pairs": training.pairs, "steps": training.steps}},
+        extra={
+            "name": name,
+            "run": recipe.name,
+            "training": {"pairs": training.pairs, "steps": training.steps},
+        },
     )
     write_json(out / TRAINING, report)
     return {"pairs": training.pairs, "steps": training.steps, "final_loss": training.losses[-1]["loss"]}
@@ -154,87 +156,106 @@ def read_experts(recipe: Recipe, needs: Mapping[str, Path]) -> list[Any]:
     return [read_expert(needs[f"train/{name}"] / "adapter", name=name) for name in recipe.experts]
 
 
+def _layout(recipe: Recipe, retriever: Retriever) -> Any:
+    """Which coefficients each layer gets."""
+    from medley.lowrank import backbone
+    from medley.merge.coefficients import Layout, layer_cuts
+
+    return Layout(layer_cuts(recipe.merge.segments, int(backbone(retriever).config.num_hidden_layers)))
+
+
 def build_search(recipe: Recipe, inputs: Inputs, out: Path, needs: Mapping[str, Path]) -> dict[str, Any]:
     """Search the coefficients of every method on dev, in memory; keep the best of the best."""
-    from medley.expert import check_compatible
+    from medley.expert import base_fingerprint, check_compatible
     from medley.merge.concatenated import ConcatenatedAdapter
     from medley.merge.pool import PoolVectors, embed_pool
     from medley.merge.search import SearchSpace, search
 
     experts = read_experts(recipe, needs)
-    check_compatible(experts)
     retriever = _base_retriever(recipe, needs, instruction_of(needs, ALL))
+    check_compatible(experts, base_identity=base_fingerprint(retriever))
+    layout = _layout(recipe, retriever)
     settings = recipe.merge.search.model_copy(update={"seed": recipe.seed})
     pools = [_pool(recipe, inputs, spec) for spec in recipe.merge.dev]
     results = {}
-    with ConcatenatedAdapter(retriever, experts, segments=recipe.merge.segments) as adapter:
+    with ConcatenatedAdapter(retriever, experts, layout=layout) as adapter:
 
         def embed(coefficients_KS: Any) -> list[PoolVectors]:
             adapter.set_coefficients(coefficients_KS)
             return [embed_pool(retriever, pool) for pool in pools]
 
         for method in recipe.merge.methods:
-            space = SearchSpace(
-                tuple(recipe.experts), tuple(settings.grid), segment_count=adapter.segment_count, method=method
-            )
+            space = SearchSpace(tuple(recipe.experts), tuple(settings.grid), layout.segment_count, method)
             results[method] = search(embed, pools, space, settings)
     method = max(results, key=lambda name: results[name].best.score)
     found = {**results[method].as_json(), "method": method}
-    found["methods"] = {name: {"score": r.best.score, "encodings": r.encodings} for name, r in results.items()}
+    found["methods"] = {
+        name: {"score": r.best.score, "encodings": r.encodings} for name, r in results.items()
+    }
     write_json(out / SEARCH, found)
     return {"method": method, **found["best"], "encodings": sum(r.encodings for r in results.values())}
 
 
 def build_merged(recipe: Recipe, inputs: Inputs, out: Path, needs: Mapping[str, Path]) -> dict[str, Any]:
-    """Fold the chosen coefficients into the weights and export them through the gate."""
-    from medley.merge.coefficients import coefficients_KS, delta_coefficients
+    """Fold the chosen coefficients into the weights and export them through the gate.
+
+    The gate compares, in float32, what the search scored (deltas attached) with what plain sentence-transformers
+    reads back from the saved folder, on dev texts.
+    """
+    import torch
+
+    from medley.merge.coefficients import delta_coefficients, weights_array
     from medley.merge.concatenated import ConcatenatedAdapter, dense_merge
     from medley.merge.export import Probe, encode_probe, export, model_card
 
     found = read_json(needs["merge/search"] / SEARCH)
     experts = read_experts(recipe, needs)
-    instruction = instruction_of(needs, ALL)
     weights = found["best"]["coefficients"]
-    weights_KS = coefficients_KS(weights, tuple(recipe.experts), recipe.merge.segments)
-    deltas_KS = delta_coefficients(found["method"], weights_KS)
     dev = inputs.collection(recipe.merge.dev[0])
     probe = Probe(
-        tuple(list(dev.queries.values())[:PROBE_TEXTS]),
+        tuple(dev.queries.values())[:PROBE_TEXTS],
         tuple(passage.full_text for passage in dev.corpus[:PROBE_TEXTS]),
     )
     exact = recipe.retriever.model_copy(update={"dtype": "float32"})
-    retriever = build_retriever(base_of(recipe, needs), exact, instruction=instruction)
+    retriever = build_retriever(base_of(recipe, needs), exact, instruction=instruction_of(needs, ALL))
+    layout = _layout(recipe, retriever)
+    deltas_KS = delta_coefficients(
+        found["method"], weights_array(weights, tuple(recipe.experts), layout.segment_count)
+    )
     base_vectors = encode_probe(retriever, probe)
-    with ConcatenatedAdapter(retriever, experts, segments=recipe.merge.segments) as adapter:
+    with ConcatenatedAdapter(retriever, experts, layout=layout) as adapter:
         adapter.set_coefficients(deltas_KS)
-        scored_vectors = encode_probe(retriever, probe)
-    dense_merge(retriever, experts, deltas_KS, segments=recipe.merge.segments)
-    _cast(retriever, recipe.merge.dtype)
+        scored = encode_probe(retriever, probe)
+    dense_merge(retriever, experts, deltas_KS, layout=layout)
+    retriever.model.to(getattr(torch, recipe.merge.dtype))
+    identities = {name: fingerprint_path(needs[f"train/{name}"] / "adapter") for name in recipe.experts}
     card = model_card(
         recipe.name,
         base=recipe.base,
-        experts=experts,
         method=found["method"],
+        experts=identities,
         weights=weights,
-        details={"dev": ", ".join(recipe.merge.dev), "dev nDCG@10": f"{found['best']['score']:.4f}", "seed": recipe.seed},
+        details={
+            "dev": ", ".join(recipe.merge.dev),
+            "dev nDCG@10": f"{found['best']['score']:.4f}",
+            "seed": recipe.seed,
+        },
     )
-    provenance = {"base": recipe.base, "method": found["method"], "coefficients": weights, "run": recipe.name}
+    provenance = {
+        "base": recipe.base, "method": found["method"], "coefficients": weights, "experts": identities,
+        "run": recipe.name,
+    }  # fmt: skip
     gate = export(
-        retriever, out / "model", card=card, probe=probe, expected=scored_vectors, base=base_vectors, extra=provenance
+        retriever, out / "model", card=card, scored=scored, base=base_vectors, probe=probe, extra=provenance
     )
-    return {"coefficients": weights, **asdict(gate)}
-
-
-def _cast(retriever: Retriever, dtype: str) -> None:
-    import torch
-
-    retriever.model.to(getattr(torch, dtype))
+    return {"coefficients": weights, "method": found["method"], **asdict(gate)}
 
 
 def variant_retriever(recipe: Recipe, variant: str, needs: Mapping[str, Path]) -> Retriever:
     """Open what a row of the results table stands for: merged, base, pretrained, all, or expert:<name>."""
     from medley.encoder import open_retriever
-    from medley.expert import open_expert
+    from medley.expert import read_expert
+    from medley.lowrank import attach
 
     if variant == "merged":
         return open_retriever(str(needs["merge/model"] / "model"), dtype=recipe.retriever.dtype)
@@ -243,4 +264,7 @@ def variant_retriever(recipe: Recipe, variant: str, needs: Mapping[str, Path]) -
     if variant == "pretrained":
         return _base_retriever(recipe, needs, instruction_of(needs, ALL))
     name = variant.removeprefix("expert:")
-    return open_expert(needs[f"train/{name}"] / "adapter", base=base_of(recipe, needs))
+    expert = read_expert(needs[f"train/{name}"] / "adapter", name=name)
+    retriever = _base_retriever(recipe, needs, expert.instruction)
+    attach(retriever, expert.layers, where=name)
+    return retriever

@@ -17,13 +17,14 @@ STAGES = ("sources", "mine", "synthesize", "pretrain", "prompts", "train", "merg
 Mining precedes synthesis because a generated negative is to be harder than the mined one (STM, section 1.1).
 """
 
+
 def plan_steps(recipe: Recipe, folder: Path) -> list[Step]:
     """The steps of a run. Opens and validates every input, so wrong input is reported before anything is made.
 
     Raises an InputError for a base that is no decoder, a missing file or a malformed collection.
     """
     check_decoder(recipe.base)
-    inputs = Inputs()
+    inputs = Inputs(keep_empty=recipe.empty_passages == "keep")
     for spec in (*recipe.merge.dev, *recipe.evaluate.tasks):
         inputs.collection(spec)
     steps = [
@@ -37,7 +38,12 @@ def plan_steps(recipe: Recipe, folder: Path) -> list[Step]:
 
 def _kinds_of(recipe: Recipe, source: str) -> set[str]:
     """Kinds of negatives that any expert wants of a source."""
-    return {kind for expert in recipe.experts.values() if source in expert.sources for kind in expert.negatives}
+    return {
+        kind
+        for expert in recipe.experts.values()
+        if source in expert.sources
+        for kind in recipe.kinds_of(expert)
+    }
 
 
 def used_sources(recipe: Recipe) -> list[str]:
@@ -121,9 +127,9 @@ def _pair_needs(recipe: Recipe, expert: Expert) -> tuple[str, ...]:
     needs = []
     for source in expert.sources:
         needs.append(f"sources/{source}")
-        if "mined" in expert.negatives and recipe.negatives.mined is not None:
+        if "mined" in recipe.kinds_of(expert) and recipe.negatives.mined is not None:
             needs.append(f"mine/{source}")
-        if "generated" in expert.negatives and recipe.negatives.generated is not None:
+        if "generated" in recipe.kinds_of(expert) and recipe.negatives.generated is not None:
             needs.append(f"synthesize/{source}")
     return tuple(needs)
 
@@ -214,7 +220,10 @@ def _train_step(recipe: Recipe, inputs: Inputs, name: str, experts: dict[str, Ex
         name,
         {
             **_base_settings(recipe, inputs),
-            "experts": {member: expert.model_dump(mode="json") for member, expert in experts.items()},
+            "experts": {
+                member: {"sources": expert.sources, "negatives": recipe.kinds_of(expert)}
+                for member, expert in experts.items()
+            },
             "train": recipe.train.model_dump(mode="json"),
             "seed": recipe.seed,
         },

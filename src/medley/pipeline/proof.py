@@ -57,7 +57,8 @@ def build_report(
     results = {
         "variants": found,
         "groups": {
-            group: [collections[spec].name for spec in specs] for group, specs in recipe.evaluate.groups.items()
+            group: [collections[spec].name for spec in specs]
+            for group, specs in recipe.evaluate.groups.items()
         },
         "comparisons": compare_variants(found, "merged", seed=recipe.seed),
         "queries": {c.name: dict(c.queries) for c in collections.values()},

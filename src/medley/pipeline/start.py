@@ -32,7 +32,8 @@ def run_recipe(recipe: Recipe, folder: Path, *, until: str | None = None) -> Pat
 def plan(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
     """What `--plan` prints: each step, its state and its estimated cost. Touches nothing."""
     return [
-        {"step": s.step.id, "state": s.state, "why": s.reason, **s.step.cost} for s in states(folder, plan_steps(recipe, folder))
+        {"step": s.step.id, "state": s.state, "why": s.reason, **s.step.cost}
+        for s in states(folder, plan_steps(recipe, folder))
     ]
 
 

@@ -23,7 +23,8 @@ class PromptSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: Literal["none", "library"] = Field(
-        "library", description="none keeps the sources' instruction; library tries the bundled sentences on dev"
+        "library",
+        description="none keeps the sources' instruction; library tries the bundled sentences on dev",
     )
 
 
@@ -57,7 +58,9 @@ def library() -> tuple[str, ...]:
     """The bundled instructions, in file order."""
     import yaml
 
-    return tuple(entry["text"] for entry in yaml.safe_load(LIBRARY.read_text(encoding="utf-8"))["instructions"])
+    return tuple(
+        entry["text"] for entry in yaml.safe_load(LIBRARY.read_text(encoding="utf-8"))["instructions"]
+    )
 
 
 def choose_instruction(

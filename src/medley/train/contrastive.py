@@ -38,7 +38,12 @@ class Training:
 
 
 def train(
-    retriever: Retriever, pairs: Sequence[TrainingPair], settings: TrainSettings, *, seed: int, label: str = "train"
+    retriever: Retriever,
+    pairs: Sequence[TrainingPair],
+    settings: TrainSettings,
+    *,
+    seed: int,
+    label: str = "train",
 ) -> Training:
     """Train a retriever's model in place; with `settings.lora` only a new adapter named `default` changes.
 
@@ -51,7 +56,9 @@ def train(
     from transformers import TrainerCallback
 
     if len(pairs) < 2:
-        raise PairsError(f"{label}: {len(pairs)} training pair is not enough for a contrast; give at least two.")
+        raise PairsError(
+            f"{label}: {len(pairs)} training pair is not enough for a contrast; give at least two."
+        )
     torch.manual_seed(seed)
     model = retriever.model
     if settings.lora is not None:
@@ -93,11 +100,11 @@ def train(
         outcome = trainer.train()
     model.eval()
     losses = [
-        {"step": entry["step"], "loss": entry["loss"]} for entry in trainer.state.log_history if "loss" in entry
+        {"step": entry["step"], "loss": entry["loss"]}
+        for entry in trainer.state.log_history
+        if "loss" in entry
     ]
-    return Training(
-        len(pairs), outcome.global_step, round(outcome.metrics["train_runtime"], 3), losses
-    )
+    return Training(len(pairs), outcome.global_step, round(outcome.metrics["train_runtime"], 3), losses)
 
 
 def _printer() -> type:

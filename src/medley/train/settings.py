@@ -24,7 +24,9 @@ class TrainSettings(BaseModel):
     lora: LoraSettings | None = Field(LoraSettings(), description="null trains all weights")
     learning_rate: float = Field(5e-5, gt=0, description="peak of the linear schedule")
     batch_size: int = Field(256, ge=2, description="pairs a step; each is a negative for the others")
-    mini_batch_size: int = Field(32, ge=1, description="texts in memory at a time; changes memory, not the loss")
+    mini_batch_size: int = Field(
+        32, ge=1, description="texts in memory at a time; changes memory, not the loss"
+    )
     epochs: float = Field(1.0, gt=0, description="passes over the pairs")
     max_steps: int | None = Field(None, ge=1, description="stop after so many steps, whatever the epochs")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises")

@@ -1,0 +1,236 @@
+"""The gate: a saved model encodes in plain sentence-transformers as it was scored, or it is not saved at
+all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medley.encoder import RetrieverSettings, build_retriever, encode_queries, open_retriever
+from medley.errors import ModelError, RecipeError
+from medley.expert import open_expert, read_expert
+from medley.lowrank import attach, fold
+from medley.merge.concatenated import ConcatenatedAdapter
+from medley.merge.export import Probe, ProbeVectors, encode_probe, export, min_cosine, model_card
+from medley.merge.model import merge_model, open_merge, search_merge
+from medley.merge.pool import build_pool, score_candidate
+from medley.merge.settings import parse_merge_file
+from test_expert import FLOAT32, make_expert
+from test_merge_search import make_collection
+
+PROBE = Probe(("insulin", "what is a stroke"), ("the tram line", "metformin lowers glucose"))
+TEXTS = ["insulin lowers glucose", "the lazy dog"]
+
+
+@pytest.fixture(scope="module")
+def expert_folders(tiny_model_folder, tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("experts")
+    return {
+        "med": make_expert(tiny_model_folder, root / "med", seed=1),
+        "search": make_expert(tiny_model_folder, root / "search", seed=2, target_modules="all-linear"),
+    }
+
+
+@pytest.fixture
+def merge_file(tiny_model_folder, expert_folders):
+    return parse_merge_file(
+        {
+            "base": str(tiny_model_folder),
+            "experts": {name: str(path) for name, path in expert_folders.items()},
+            "weights": {"med": 0.6, "search": 0.4},
+        },
+        "MERGE.yaml",
+    )
+
+
+def test_a_merged_model_opens_in_plain_sentence_transformers_as_scored(merge_file, tmp_path):
+    report = merge_model(merge_file, tmp_path / "out" / "model", probe=PROBE, details={"seed": 13})
+    assert report is not None
+    assert report.min_cosine_to_scored > 0.999999
+    assert report.min_cosine_to_base < 0.999
+    assert report.prompts["query"] == "Find it\nQuery: "
+    opened = open_retriever(str(tmp_path / "out" / "model"))
+    merge = open_merge(merge_file)
+    with ConcatenatedAdapter(merge.base, merge.experts) as adapter:
+        adapter.set_coefficients(np.array([[0.6], [0.4]]))
+        np.testing.assert_allclose(
+            encode_queries(opened, TEXTS), encode_queries(merge.base, TEXTS), atol=1e-5
+        )
+    card = (tmp_path / "out" / "model" / "README.md").read_text()
+    assert "| med | 0.6 |" in card
+    assert "seed: 13" in card
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
+
+
+def test_a_saved_model_needs_no_medley(merge_file, tmp_path):
+    merge_model(merge_file, tmp_path / "model", probe=PROBE)
+    script = (
+        "import sys; sys.modules['medley'] = None\n"
+        "from sentence_transformers import SentenceTransformer\n"
+        "print(SentenceTransformer(sys.argv[1], device='cpu').encode_query('insulin').shape)"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "model")], capture_output=True, text=True, check=False
+    )
+    assert finished.stdout.strip() == "(32,)", finished.stderr
+
+
+def test_a_model_that_encodes_otherwise_than_scored_is_not_saved(tiny_model_folder, expert_folders, tmp_path):
+    retriever = build_retriever(str(tiny_model_folder), FLOAT32, device="cpu")
+    base = encode_probe(retriever, PROBE)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "older").touch()
+    fold(retriever, read_expert(expert_folders["med"]).layers)
+    scored = encode_probe(retriever, PROBE)
+    wrong = ProbeVectors(np.roll(scored.queries, 1, axis=0), scored.passages)
+    with pytest.raises(ModelError, match="does not give the vectors that were scored"):
+        export(retriever, tmp_path / "model", card="", scored=wrong, base=base, probe=PROBE)
+    with pytest.raises(ModelError, match="the base's vectors"):
+        export(retriever, tmp_path / "model", card="", scored=scored, base=scored, probe=PROBE)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["older"]
+    export(retriever, tmp_path / "model", card="x", scored=scored, base=base, probe=PROBE)
+    assert not (tmp_path / "model" / "older").exists()
+
+
+def test_lost_prompts_and_attached_adapters_are_caught(tiny_model_folder, expert_folders, tmp_path):
+    retriever = build_retriever(str(tiny_model_folder), FLOAT32, instruction="Find", device="cpu")
+    scored = encode_probe(retriever, PROBE)
+    retriever.model.prompts = {"query": "", "document": ""}
+    with pytest.raises(ModelError, match="query prompt"):
+        export(retriever, tmp_path / "model", card="", scored=scored, base=None, probe=PROBE)
+    attach(retriever, read_expert(expert_folders["med"]).layers)
+    with pytest.raises(ModelError, match="attached adapter"):
+        export(retriever, tmp_path / "model", card="", scored=scored, base=None, probe=PROBE)
+    assert not (tmp_path / "model").exists()
+
+
+def test_experts_that_were_never_trained_merge_to_nothing_and_are_refused(tiny_model_folder, tmp_path):
+    expert = make_expert(tiny_model_folder, tmp_path / "e", size=0.0)
+    value = {"base": str(tiny_model_folder), "experts": {"e": str(expert)}, "weights": {"e": 1}}
+    with pytest.raises(ModelError, match="nothing was merged"):
+        merge_model(parse_merge_file(value, "x"), tmp_path / "model", probe=PROBE)
+    assert not (tmp_path / "model").exists()
+
+
+def test_half_precision_is_a_choice_that_the_gate_judges(merge_file, tmp_path):
+    half = merge_file.model_copy(update={"dtype": "bfloat16"})
+    try:
+        report = merge_model(half, tmp_path / "model", probe=PROBE)
+    except ModelError as problem:
+        assert "dtype float32" in str(problem)
+        assert not (tmp_path / "model").exists()
+    else:
+        assert report is not None
+        assert report.weights_dtype == "bfloat16"
+        assert report.min_cosine_to_scored > 0.9999
+
+
+def test_other_methods_and_adapter_output_go_through_the_same_door(merge_file, tmp_path):
+    ties = parse_merge_file(
+        merge_file.model_dump(by_alias=True, exclude_none=True)
+        | {"method": "ties", "parameters": {"density": {"med": 0.5, "search": 0.8}}},
+        "x",
+    )
+    report = merge_model(ties, tmp_path / "ties", probe=PROBE)
+    assert report is not None
+    assert report.min_cosine_to_scored > 0.999999
+    adapter = merge_file.model_copy(update={"output": "adapter"})
+    assert merge_model(adapter, tmp_path / "adapter") is None
+    merge_model(merge_file, tmp_path / "weights", probe=PROBE)
+    folded = open_retriever(str(tmp_path / "weights"))
+    attached = open_expert(tmp_path / "adapter", device="cpu")
+    np.testing.assert_allclose(encode_queries(attached, TEXTS), encode_queries(folded, TEXTS), atol=1e-5)
+
+
+def test_search_then_merge_gives_the_score_that_was_found(merge_file, tmp_path):
+    pools = [build_pool(make_collection())]
+    searching = parse_merge_file(
+        merge_file.model_dump(by_alias=True, exclude_none=True)
+        | {"search": {"encodings": 6, "grid": [0, 0.5, 1], "dev": ["demo:dev"]}},
+        "x",
+    )
+    result = search_merge(searching, pools)
+    chosen = searching.model_copy(update={"weights": dict(result.best.weights)})
+    merge_model(chosen, tmp_path / "model", probe=PROBE)
+    again = score_candidate(open_retriever(str(tmp_path / "model")), pools)
+    assert again.score == pytest.approx(result.best.score, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_full_checkpoints_are_searched_too(merge_file, tmp_path, expert_folders, tiny_model_folder, method):
+    experts = {"med": str(expert_folders["med"])}
+    alone = merge_file.model_copy(update={"experts": experts, "weights": {"med": 1.0}})
+    merge_model(alone, tmp_path / "full", probe=PROBE)
+    value = {
+        "base": str(tiny_model_folder),
+        "experts": {"full": str(tmp_path / "full"), "search": str(expert_folders["search"])},
+        "method": method,
+        "instruction": "Find it",
+        "search": {
+            "strategy": "random" if method == "ties" else "surrogate",
+            "encodings": 5,
+            "grid": [0, 0.5, 1],
+        },
+    }
+    pools = [build_pool(make_collection())]
+    result = search_merge(parse_merge_file(value, "x"), pools)
+    assert result.encodings == 5
+    if method == "linear":
+        with_adapters = value | {"experts": {"full": experts["med"], "search": value["experts"]["search"]}}
+        same = search_merge(parse_merge_file(with_adapters, "x"), pools)
+        assert [c.weights for c in result.candidates[:4]] == [c.weights for c in same.candidates[:4]]
+        assert [c.score for c in result.candidates[:4]] == pytest.approx(
+            [c.score for c in same.candidates[:4]]
+        )
+
+
+def test_files_that_do_not_fit_their_experts_are_named(merge_file, tmp_path):
+    def value(**change):
+        return merge_file.model_copy(update=change)
+
+    cases = {
+        "weights": value(weights={}),
+        "keep.tensors": parse_merge_file(
+            merge_file.model_dump(by_alias=True, exclude_none=True)
+            | {"keep": {"from": "med", "tensors": ["embd"]}},
+            "x",
+        ),
+        "segments": value(segments=9),
+        "density": parse_merge_file(
+            merge_file.model_dump(by_alias=True, exclude_none=True) | {"parameters": {"density": 0.5}}, "x"
+        ),
+    }
+    for word, file in cases.items():
+        with pytest.raises(RecipeError, match=word):
+            merge_model(file, tmp_path / "model")
+    with pytest.raises(ModelError, match="another base"):
+        other = make_expert_elsewhere(tmp_path)
+        merge_model(value(experts={"med": str(other)}, weights={"med": 1.0}), tmp_path / "model")
+
+
+def make_expert_elsewhere(tmp_path: Path) -> Path:
+    from conftest import make_model
+
+    return make_expert(make_model("qwen3", tmp_path / "other-base", seed=9), tmp_path / "other")
+
+
+def test_min_cosine_and_card():
+    vectors = ProbeVectors(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32))
+    turned = ProbeVectors(np.eye(2, dtype=np.float32), np.array([[1, 1], [0, 1]], dtype=np.float32))
+    assert min_cosine(vectors, vectors) == 1.0
+    assert min_cosine(vectors, turned) == pytest.approx(1 / np.sqrt(2))
+    card = model_card(
+        "m",
+        base="tiny",
+        method="linear",
+        experts={"a": "f0"},
+        weights={"a": [0.25, 1.0]},
+        details={"dev": "x"},
+    )
+    assert "| a | 0.25, 1 | `f0` |" in card
+    assert RetrieverSettings().dtype not in card
