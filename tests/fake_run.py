@@ -39,7 +39,7 @@ DEEDS = (
 
 
 def make_run(folder: Path, *, seed: int = 13, queries: int = 100, hostile: str = "") -> Path:
-    """Write a finished run with so many test queries a task; `hostile` is put into texts and the run's name."""
+    """Write a finished run with so many test queries a task; `hostile` is put into texts and names."""
     rng = random.Random(seed)
     stages: dict[str, dict[str, Any]] = {}
     _write_data(folder, rng, hostile)

@@ -3,26 +3,25 @@ all."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from medley.encoder import RetrieverSettings, build_retriever, encode_queries, open_retriever
+from medley.encoder import RetrieverSettings, build_retriever, encode_queries, open_retriever, save_retriever
 from medley.errors import ModelError, RecipeError
 from medley.expert import open_expert, read_expert
 from medley.lowrank import attach, fold
 from medley.merge.concatenated import ConcatenatedAdapter
-from medley.merge.export import Probe, ProbeVectors, encode_probe, export, min_cosine, model_card
-from medley.merge.model import merge_model, open_merge, search_merge
+from medley.merge.export import Probe, ProbeVectors, encode_probe, export, judge, min_cosine, model_card
+from medley.merge.model import apply_merge, merge_model, open_merge, search_merge
 from medley.merge.pool import build_pool, score_candidate
 from medley.merge.settings import parse_merge_file
 from test_expert import FLOAT32, make_expert
 from test_merge_search import make_collection
 
 PROBE = Probe(("insulin", "what is a stroke"), ("the tram line", "metformin lowers glucose"))
+WEIGHTS = np.array([[0.6], [0.4]])
 TEXTS = ["insulin lowers glucose", "the lazy dog"]
 
 
@@ -47,6 +46,11 @@ def merge_file(tiny_model_folder, expert_folders):
     )
 
 
+def changed(file, **change):
+    """The same merge file with other values, checked again."""
+    return parse_merge_file(file.model_dump(by_alias=True, exclude_none=True) | change, "MERGE.yaml")
+
+
 def test_a_merged_model_opens_in_plain_sentence_transformers_as_scored(merge_file, tmp_path):
     report = merge_model(merge_file, tmp_path / "out" / "model", probe=PROBE, details={"seed": 13})
     assert report is not None
@@ -56,7 +60,7 @@ def test_a_merged_model_opens_in_plain_sentence_transformers_as_scored(merge_fil
     opened = open_retriever(str(tmp_path / "out" / "model"))
     merge = open_merge(merge_file)
     with ConcatenatedAdapter(merge.base, merge.experts) as adapter:
-        adapter.set_coefficients(np.array([[0.6], [0.4]]))
+        adapter.set_coefficients(WEIGHTS)
         np.testing.assert_allclose(
             encode_queries(opened, TEXTS), encode_queries(merge.base, TEXTS), atol=1e-5
         )
@@ -64,19 +68,6 @@ def test_a_merged_model_opens_in_plain_sentence_transformers_as_scored(merge_fil
     assert "| med | 0.6 |" in card
     assert "seed: 13" in card
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
-
-
-def test_a_saved_model_needs_no_medley(merge_file, tmp_path):
-    merge_model(merge_file, tmp_path / "model", probe=PROBE)
-    script = (
-        "import sys; sys.modules['medley'] = None\n"
-        "from sentence_transformers import SentenceTransformer\n"
-        "print(SentenceTransformer(sys.argv[1], device='cpu').encode_query('insulin').shape)"
-    )
-    finished = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "model")], capture_output=True, text=True, check=False
-    )
-    assert finished.stdout.strip() == "(32,)", finished.stderr
 
 
 def test_a_model_that_encodes_otherwise_than_scored_is_not_saved(tiny_model_folder, expert_folders, tmp_path):
@@ -89,34 +80,39 @@ def test_a_model_that_encodes_otherwise_than_scored_is_not_saved(tiny_model_fold
     wrong = ProbeVectors(np.roll(scored.queries, 1, axis=0), scored.passages)
     with pytest.raises(ModelError, match="does not give the vectors that were scored"):
         export(retriever, tmp_path / "model", card="", scored=wrong, base=base, probe=PROBE)
-    with pytest.raises(ModelError, match="the base's vectors"):
-        export(retriever, tmp_path / "model", card="", scored=scored, base=scored, probe=PROBE)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["older"]
-    export(retriever, tmp_path / "model", card="x", scored=scored, base=base, probe=PROBE)
-    assert not (tmp_path / "model" / "older").exists()
 
 
-def test_lost_prompts_and_attached_adapters_are_caught(tiny_model_folder, expert_folders, tmp_path):
+def test_the_gate_names_what_differs(tiny_model_folder, expert_folders):
     retriever = build_retriever(str(tiny_model_folder), FLOAT32, instruction="Find", device="cpu")
+    prompts = {"query": retriever.query_prompt(), "document": retriever.document_prompt}
+    base = encode_probe(retriever, PROBE)
+    fold(retriever, read_expert(expert_folders["med"]).layers)
     scored = encode_probe(retriever, PROBE)
-    retriever.model.prompts = {"query": "", "document": ""}
-    with pytest.raises(ModelError, match="query prompt"):
-        export(retriever, tmp_path / "model", card="", scored=scored, base=None, probe=PROBE)
+    assert judge(scored, prompts, retriever, scored=scored, base=base, name="m").min_cosine_to_base < 0.999
+    with pytest.raises(ModelError, match="nothing was merged"):
+        judge(scored, prompts, retriever, scored=scored, base=scored, name="m")
+    with pytest.raises(ModelError, match="query prompt is ''"):
+        judge(scored, prompts | {"query": ""}, retriever, scored=scored, base=base, name="m")
+    broken = ProbeVectors(scored.queries * np.nan, scored.passages)
+    with pytest.raises(ModelError, match="cosine nan"):
+        judge(broken, prompts, retriever, scored=scored, base=base, name="m")
+    retriever.model.bfloat16()
+    with pytest.raises(ModelError, match="dtype float32"):
+        judge(base, prompts, retriever, scored=scored, base=base, name="m")
+
+
+def test_an_attached_adapter_is_not_saved_as_weights(tiny_model_folder, expert_folders, tmp_path):
+    retriever = build_retriever(str(tiny_model_folder), FLOAT32, device="cpu")
     attach(retriever, read_expert(expert_folders["med"]).layers)
+    scored = encode_probe(retriever, PROBE)
     with pytest.raises(ModelError, match="attached adapter"):
         export(retriever, tmp_path / "model", card="", scored=scored, base=None, probe=PROBE)
     assert not (tmp_path / "model").exists()
 
 
-def test_experts_that_were_never_trained_merge_to_nothing_and_are_refused(tiny_model_folder, tmp_path):
-    expert = make_expert(tiny_model_folder, tmp_path / "e", size=0.0)
-    value = {"base": str(tiny_model_folder), "experts": {"e": str(expert)}, "weights": {"e": 1}}
-    with pytest.raises(ModelError, match="nothing was merged"):
-        merge_model(parse_merge_file(value, "x"), tmp_path / "model", probe=PROBE)
-    assert not (tmp_path / "model").exists()
-
-
+@pytest.mark.slow
 def test_half_precision_is_a_choice_that_the_gate_judges(merge_file, tmp_path):
     half = merge_file.model_copy(update={"dtype": "bfloat16"})
     try:
@@ -131,41 +127,34 @@ def test_half_precision_is_a_choice_that_the_gate_judges(merge_file, tmp_path):
 
 
 def test_other_methods_and_adapter_output_go_through_the_same_door(merge_file, tmp_path):
-    ties = parse_merge_file(
-        merge_file.model_dump(by_alias=True, exclude_none=True)
-        | {"method": "ties", "parameters": {"density": {"med": 0.5, "search": 0.8}}},
-        "x",
-    )
-    report = merge_model(ties, tmp_path / "ties", probe=PROBE)
-    assert report is not None
-    assert report.min_cosine_to_scored > 0.999999
-    adapter = merge_file.model_copy(update={"output": "adapter"})
-    assert merge_model(adapter, tmp_path / "adapter") is None
-    merge_model(merge_file, tmp_path / "weights", probe=PROBE)
-    folded = open_retriever(str(tmp_path / "weights"))
+    ties = changed(merge_file, method="ties", parameters={"density": {"med": 0.5, "search": 0.8}})
+    merge = open_merge(ties)
+    base = encode_probe(merge.base, PROBE)
+    scored = apply_merge(merge, WEIGHTS, PROBE)
+    assert min_cosine(scored, encode_probe(merge.base, PROBE)) > 0.999999
+    assert min_cosine(scored, base) < 0.9999
+    assert merge_model(changed(merge_file, output="adapter"), tmp_path / "adapter") is None
+    folded = open_merge(merge_file)
+    apply_merge(folded, WEIGHTS, PROBE)
     attached = open_expert(tmp_path / "adapter", device="cpu")
-    np.testing.assert_allclose(encode_queries(attached, TEXTS), encode_queries(folded, TEXTS), atol=1e-5)
+    np.testing.assert_allclose(encode_queries(attached, TEXTS), encode_queries(folded.base, TEXTS), atol=1e-5)
 
 
-def test_search_then_merge_gives_the_score_that_was_found(merge_file, tmp_path):
+def test_search_then_merge_gives_the_score_that_was_found(merge_file):
     pools = [build_pool(make_collection())]
-    searching = parse_merge_file(
-        merge_file.model_dump(by_alias=True, exclude_none=True)
-        | {"search": {"encodings": 6, "grid": [0, 0.5, 1], "dev": ["demo:dev"]}},
-        "x",
-    )
+    searching = changed(merge_file, search={"encodings": 6, "grid": [0, 0.5, 1], "dev": ["demo:dev"]})
     result = search_merge(searching, pools)
-    chosen = searching.model_copy(update={"weights": dict(result.best.weights)})
-    merge_model(chosen, tmp_path / "model", probe=PROBE)
-    again = score_candidate(open_retriever(str(tmp_path / "model")), pools)
-    assert again.score == pytest.approx(result.best.score, abs=1e-6)
+    chosen = open_merge(searching)
+    apply_merge(chosen, np.array(list(result.best.coefficients.values()))[:, None], PROBE)
+    assert score_candidate(chosen.base, pools).score == pytest.approx(result.best.score, abs=1e-6)
 
 
 @pytest.mark.parametrize("method", ["linear", "ties"])
 def test_full_checkpoints_are_searched_too(merge_file, tmp_path, expert_folders, tiny_model_folder, method):
     experts = {"med": str(expert_folders["med"])}
-    alone = merge_file.model_copy(update={"experts": experts, "weights": {"med": 1.0}})
-    merge_model(alone, tmp_path / "full", probe=PROBE)
+    alone = open_merge(changed(merge_file, experts=experts, weights={"med": 1.0}))
+    apply_merge(alone, np.ones((1, 1)), PROBE)
+    save_retriever(alone.base, tmp_path / "full", card="")
     value = {
         "base": str(tiny_model_folder),
         "experts": {"full": str(tmp_path / "full"), "search": str(expert_folders["search"])},
@@ -183,34 +172,27 @@ def test_full_checkpoints_are_searched_too(merge_file, tmp_path, expert_folders,
     if method == "linear":
         with_adapters = value | {"experts": {"full": experts["med"], "search": value["experts"]["search"]}}
         same = search_merge(parse_merge_file(with_adapters, "x"), pools)
-        assert [c.weights for c in result.candidates[:4]] == [c.weights for c in same.candidates[:4]]
+        assert [c.coefficients for c in result.candidates[:4]] == [
+            c.coefficients for c in same.candidates[:4]
+        ]
         assert [c.score for c in result.candidates[:4]] == pytest.approx(
             [c.score for c in same.candidates[:4]]
         )
 
 
 def test_files_that_do_not_fit_their_experts_are_named(merge_file, tmp_path):
-    def value(**change):
-        return merge_file.model_copy(update=change)
-
     cases = {
-        "weights": value(weights={}),
-        "keep.tensors": parse_merge_file(
-            merge_file.model_dump(by_alias=True, exclude_none=True)
-            | {"keep": {"from": "med", "tensors": ["embd"]}},
-            "x",
-        ),
-        "segments": value(segments=9),
-        "density": parse_merge_file(
-            merge_file.model_dump(by_alias=True, exclude_none=True) | {"parameters": {"density": 0.5}}, "x"
-        ),
+        "weights": {"weights": {}},
+        r"keep\.tensors": {"keep": {"from": "med", "tensors": ["embd"]}},
+        "segments": {"segments": 9},
+        "density": {"parameters": {"density": 0.5}},
     }
-    for word, file in cases.items():
+    for word, change in cases.items():
         with pytest.raises(RecipeError, match=word):
-            merge_model(file, tmp_path / "model")
+            merge_model(changed(merge_file, **change), tmp_path / "model")
+    other = make_expert_elsewhere(tmp_path)
     with pytest.raises(ModelError, match="another base"):
-        other = make_expert_elsewhere(tmp_path)
-        merge_model(value(experts={"med": str(other)}, weights={"med": 1.0}), tmp_path / "model")
+        open_merge(changed(merge_file, experts={"med": str(other)}, weights={"med": 1.0}))
 
 
 def make_expert_elsewhere(tmp_path: Path) -> Path:

@@ -31,7 +31,8 @@ COLLECTION = in_memory("tests", "test", PASSAGES, QUERIES, {"q1": {"p1": 1, "p2"
 
 def test_case_punctuation_and_white_space_do_not_hide_a_leak() -> None:
     pair = TrainingPair(
-        "HOW is  iron-deficiency diagnosed?!", "metformin is given first together with advice on diet and movement"
+        "HOW is  iron-deficiency diagnosed?!",
+        "metformin is given first together with advice on diet and movement",
     )
     assert find_leaks([TrainingPair("a", "b"), pair], COLLECTION) == [
         Leak(1, "query", "tests", "q2", "exact", 1.0),
@@ -43,7 +44,9 @@ def test_near_duplicates_are_found_with_their_similarity() -> None:
     query = QUERIES["q1"].replace("?", " please?")
     (leak,) = find_leaks([TrainingPair(query, "x", ("Ferritin of something else entirely",))], COLLECTION)
     assert (leak.field, leak.id, leak.kind) == ("query", "q1", "near")
-    assert leak.similarity == pytest.approx(10 / 11)  # 12 words: 10 runs of three, one more in the longer text
+    assert leak.similarity == pytest.approx(
+        10 / 11
+    )  # 12 words: 10 runs of three, one more in the longer text
     assert find_leaks([TrainingPair(query, "x")], COLLECTION, threshold=0.95) == []
 
 
@@ -114,7 +117,9 @@ def test_known_question_leaks_of_the_real_sets() -> None:
     assert len(found) >= 93
     liveqa = load_collection(f"{data('collections/mediqa2019_qa')}:train_liveqa")
     pairs = [TrainingPair(query, "x") for query in liveqa.queries.values()]
-    assert len(blocking(find_leaks(pairs, load_collection(f"{data('collections/medquad_liveqa')}:test")))) > 50
+    assert (
+        len(blocking(find_leaks(pairs, load_collection(f"{data('collections/medquad_liveqa')}:test")))) > 50
+    )
 
 
 @pytest.mark.data

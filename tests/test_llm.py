@@ -140,7 +140,8 @@ def test_a_reply_comes_with_its_counts_and_the_request_says_what_was_asked(serve
     reply = Endpoint(settings(server)).complete(ASK, sampling=Sampling(seed=3, temperature=0.5, max_tokens=9))
     assert reply == Reply("fine", "stop", 10, 5)
     assert server.bodies[0] == {
-        "model": "m", "messages": [{"role": "user", "content": "hello"}], "temperature": 0.5, "max_tokens": 9, "seed": 3,
+        "model": "m", "messages": [{"role": "user", "content": "hello"}], "temperature": 0.5,
+        "max_tokens": 9, "seed": 3,
     }  # fmt: skip
 
 
@@ -238,7 +239,8 @@ def test_nothing_is_asked_twice_even_after_a_torn_line(server: ChatServer, tmp_p
 
 def test_other_sampling_or_model_is_another_request() -> None:
     keys = {
-        request_key("m", ASK, Sampling()), request_key("n", ASK, Sampling()), request_key("m", ASK, Sampling(seed=1)),
+        request_key("m", ASK, Sampling()), request_key("n", ASK, Sampling()),
+        request_key("m", ASK, Sampling(seed=1)),
         request_key("m", (Message("system", "hello"),), Sampling()),
     }  # fmt: skip
     assert len(keys) == 4

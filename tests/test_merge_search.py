@@ -187,7 +187,7 @@ def test_ties_go_to_the_more_uniform_candidate():
         ]
 
     result = grid_search(embed, [pool], SearchSpace(("a", "b"), GRID), encodings=100)
-    assert result.best.weights == {"a": 0.25, "b": 0.25}
+    assert result.best.coefficients == {"a": 0.25, "b": 0.25}
 
 
 def test_random_search_keeps_to_its_budget_repeats_and_includes_uniform():
@@ -195,10 +195,10 @@ def test_random_search_keeps_to_its_budget_repeats_and_includes_uniform():
     space = SearchSpace(("a", "b", "c"), GRID, method="task_arithmetic")
     result = random_search(embed, pools, space, encodings=9, seed=4)
     assert len(calls) == result.encodings == 9
-    assert result.candidates[0].weights == pytest.approx(dict.fromkeys("abc", 1 / 3))
+    assert result.candidates[0].coefficients == pytest.approx(dict.fromkeys("abc", 1 / 3))
     assert result == random_search(embed, pools, space, encodings=9, seed=4)
     assert result != random_search(embed, pools, space, encodings=9, seed=5)
-    assert len({tuple(c.weights.values()) for c in result.candidates}) == 9
+    assert len({tuple(c.coefficients.values()) for c in result.candidates}) == 9
 
 
 def test_a_huge_space_is_sampled_without_listing_it():
@@ -227,8 +227,8 @@ def test_where_they_are_not_it_verifies_and_never_reports_a_guess_as_best():
     assert len(calls) == 12
     assert result.best.real
     assert result.best.score == max(candidate.score for candidate in real)
-    assert len({tuple(c.weights.values()) for c in result.candidates}) == len(result.candidates)
-    weights = np.array(list(result.best.weights.values()))[:, None]
+    assert len({tuple(c.coefficients.values()) for c in result.candidates}) == len(result.candidates)
+    weights = np.array(list(result.best.coefficients.values()))[:, None]
     again = score_vectors(pools, embed(weights / weights.sum())).score
     assert again == pytest.approx(result.best.score)
 
@@ -238,7 +238,7 @@ def test_surrogate_with_segments_and_budgets_too_small():
     space = SearchSpace(("a", "b"), (0.0, 0.5, 1.0), segment_count=2)
     result = surrogate_search(embed, pools, space, encodings=8, seed=0)
     assert len(calls) == 8
-    assert all(len(row) == 2 for row in result.best.weights.values())
+    assert all(len(row) == 2 for row in result.best.coefficients.values())
     with pytest.raises(RecipeError, match="5 encodings"):
         surrogate_search(embed, pools, space, encodings=6, seed=0)
     with pytest.raises(RecipeError, match="ties"):

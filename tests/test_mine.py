@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from medley.errors import ModelError, PairsError
 from medley.mine import MiningSettings, mine_negatives
 from medley.pairs import TrainingPair
 
-ANSWER = "Metformin is the first treatment of type 2 diabetes in adults who can take it without harm to the kidney"
+ANSWER = (
+    "Metformin is the first treatment of type 2 diabetes in adults who can take it without harm to the kidney"
+)
 CORPUS = [
     Passage("answer", ANSWER),
     Passage("copy", ANSWER.upper() + "!"),
@@ -80,7 +83,7 @@ def test_a_positive_outside_the_corpus_is_scored_and_never_taken() -> None:
 def test_rules_hold_for_any_settings(seed: int, skip_top: int, per_query: int, sampling: str) -> None:
     settings_ = MiningSettings(skip_top=skip_top, per_query=per_query, sampling=sampling, margin=None)
     words = ["heart", "lung", "kidney", "liver", "brain"]
-    pairs = [TrainingPair(f"{a} {b}", f"{b} and {a} disease {i}") for i, (a, b) in enumerate(zip(words, words[1:]))]
+    pairs = [TrainingPair(f"{a} {b}", f"{b} and {a} disease {i}") for i, (a, b) in enumerate(pairwise(words))]
     mined = mine_negatives(pairs, None, settings_, seed=seed)
     assert mined == mine_negatives(pairs, None, settings_, seed=seed)
     for pair in mined.pairs:
@@ -100,7 +103,9 @@ def test_a_retriever_mines_by_its_own_scores(tiny_model_folder: Path) -> None:
     scores_D = encode_passages(retriever, candidates) @ query_H
     assert pair.negatives == (candidates[int(np.argmax(scores_D))].text,)
     assert pair.provenance["mined"]["scores"] == pytest.approx([scores_D.max()], abs=1e-5)
-    close = mine_negatives([PAIR], CORPUS, wanted.model_copy(update={"margin": 0.9}), seed=0, retriever=retriever)
+    close = mine_negatives(
+        [PAIR], CORPUS, wanted.model_copy(update={"margin": 0.9}), seed=0, retriever=retriever
+    )
     positive = float(encode_passages(retriever, [ANSWER])[0] @ query_H)
     for score in close.pairs[0].provenance.get("mined", {}).get("scores", []):
         assert score < 0.9 * positive

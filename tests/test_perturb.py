@@ -33,19 +33,28 @@ from medley.synthesize.rewrite import (
 from medley.synthesize.swaps import entity_changes
 
 PASSAGES = [
-    Passage("1", "Apples are kept for months in a cool cellar. An apple is easily bruised. Ripe fruit gives off ethylene.", "Storing apples"),
-    Passage("2", "Pears ripen from the inside. A pear should be picked hard. Keep it at 2 degrees for 10 to 12 weeks.", "Storing pears"),
-    Passage("3", "Onions need dry air. Hang them in nets. They must not be kept beside potatoes in the cellar.", "Storing onions"),
-    Passage("4", "Potatoes turn green in light. The dose of solanine rises to 200 mg per kg. Keep the cellar dark.", "Storing potatoes"),
-    Passage("5", "Warfarin is monitored by blood tests. Bleeding is the main harm of warfarin in older people.", "Warfarin"),
-    Passage("6", "Apixaban is taken twice daily. Apixaban and rivaroxaban need no blood tests.", "Apixaban"),
+    Passage("1", "Apples are kept for months in a cool cellar. An apple is easily bruised. Fruit gives off ethylene.",
+            "Storing apples"),
+    Passage("2", "Pears ripen from the inside. A pear should be picked hard. Keep it at 2 degrees for 10 to 12 weeks.",
+            "Storing pears"),
+    Passage("3", "Onions need dry air. Hang them in nets. They must not be kept beside potatoes in the cellar.",
+            "Storing onions"),
+    Passage("4", "Potatoes turn green in light. The dose of solanine rises to 200 mg per kg. Keep the cellar dark.",
+            "Storing potatoes"),
+    Passage("5", "Warfarin is monitored by blood tests. Bleeding is the main harm of warfarin in older people.",
+            "Warfarin"),
+    Passage("6", "Apixaban is taken twice daily. Apixaban and rivaroxaban need no blood tests.",
+            "Apixaban"),
 ]  # fmt: skip
 QUERIES = [
     "how long do apples keep in a cellar", "solanine dose in green potatoes", "which drug needs blood tests",
-    "warfarin bleeding", "pears ripen inside", "Onions should be kept in dry air beside potatoes.", "quantum chess",
+    "warfarin bleeding", "pears ripen inside", "Onions should be kept in dry air beside potatoes.",
+    "quantum chess",
 ]  # fmt: skip
 rows = st.builds(
-    lambda query, passage, negative: TrainingPair(query, passage.full_text, (negative.full_text,) if negative != passage else ()),
+    lambda query, passage, negative: TrainingPair(
+        query, passage.full_text, (negative.full_text,) if negative != passage else ()
+    ),
     st.sampled_from(QUERIES), st.sampled_from(PASSAGES), st.sampled_from(PASSAGES),
 )  # fmt: skip
 weights = st.sampled_from(

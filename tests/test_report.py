@@ -1,4 +1,4 @@
-"""The report: its numbers are those of the files, it loads nothing, texts are escaped, unfinished runs show."""
+"""The report: its numbers are those of the files, it loads nothing, escapes texts, shows unfinished runs."""
 
 from __future__ import annotations
 

@@ -33,7 +33,10 @@ QUERIES = {"a": "treatment of diabetes", "b": "steel bridges", "c": "zebra"}
 
 
 def brute_force(scores_QD: np.ndarray, ids: list[str], k: int) -> list[list[str]]:
-    return [[i for _, i in sorted((-s, i) for s, i in zip(row.tolist(), ids, strict=True))][:k] for row in scores_QD]
+    return [
+        [i for _, i in sorted((-s, i) for s, i in zip(row.tolist(), ids, strict=True))][:k]
+        for row in scores_QD
+    ]
 
 
 @settings(max_examples=60, deadline=None)
@@ -51,7 +54,9 @@ def test_top_k_equals_a_full_sort_for_any_block(seed: int, passages: int, k: int
 
 def test_cosine_ignores_length_and_bears_a_zero_vector() -> None:
     passages_DH = np.array([[10, 0], [0, 0.1], [0, 0], [3, 3]], dtype=np.float32)
-    (ranking,) = exact_top_k(np.array([[0, 5]], np.float32), passages_DH, list("abcd"), 4, similarity="cosine")
+    (ranking,) = exact_top_k(
+        np.array([[0, 5]], np.float32), passages_DH, list("abcd"), 4, similarity="cosine"
+    )
     assert [i for i, _ in ranking] == ["b", "d", "a", "c"]
     assert ranking[1][1] == pytest.approx(math.sqrt(0.5), abs=1e-6)
 
@@ -84,7 +89,10 @@ def test_bm25_is_lucenes_formula() -> None:
 
 def test_bm25_stems_breaks_ties_by_id_and_leaves_out_what_shares_no_term() -> None:
     rankings = rank_with_bm25(in_memory("m", "test", PASSAGES, QUERIES, {q: {"p1": 1} for q in QUERIES}), 10)
-    assert [i for i, _ in rankings["b"]] == ["p1", "p3"]  # equal texts: ascending id, whatever the order in the corpus
+    assert [i for i, _ in rankings["b"]] == [
+        "p1",
+        "p3",
+    ]  # equal texts: ascending id, whatever the order in the corpus
     assert rankings["a"][0][0] == "p2"
     assert rankings["c"] == []
     assert [i for i, _ in Bm25Index(PASSAGES).search(["steel"], 1)[0]] == ["p1"]
@@ -96,7 +104,9 @@ def test_bm25_of_passages_without_any_word_finds_nothing() -> None:
 
 @pytest.fixture(scope="module")
 def retriever(tiny_model_folder: Path) -> Retriever:
-    return build_retriever(str(tiny_model_folder), RetrieverSettings(max_length=64, dtype="float32"), instruction="Find")
+    return build_retriever(
+        str(tiny_model_folder), RetrieverSettings(max_length=64, dtype="float32"), instruction="Find"
+    )
 
 
 def test_a_retriever_ranks_by_its_own_vectors(retriever: Retriever) -> None:
@@ -106,9 +116,13 @@ def test_a_retriever_ranks_by_its_own_vectors(retriever: Retriever) -> None:
     passages_DH = retriever.model.encode([retriever.document_prompt + p.full_text for p in PASSAGES])
     for query_id, query in QUERIES.items():
         scores_D = passages_DH @ retriever.model.encode(prompt + query)
-        assert [s for _, s in rankings[query_id]] == pytest.approx(sorted(scores_D, reverse=True)[:3], abs=1e-5)
+        assert [s for _, s in rankings[query_id]] == pytest.approx(
+            sorted(scores_D, reverse=True)[:3], abs=1e-5
+        )
     given_vectors = rank_with_retriever(retriever, collection, 3, passage_vectors=passages_DH)
-    assert [[i for i, _ in r] for r in given_vectors.values()] == [[i for i, _ in r] for r in rankings.values()]
+    assert [[i for i, _ in r] for r in given_vectors.values()] == [
+        [i for i, _ in r] for r in rankings.values()
+    ]
     other = rank_with_retriever(retriever, collection, 3, instruction="Something else")
     assert other["a"] != rankings["a"]
 
@@ -125,7 +139,9 @@ def test_stored_vectors_are_the_same_and_are_read_again(retriever: Retriever, tm
 
 def test_the_key_of_stored_vectors_is_what_decides_them(retriever: Retriever) -> None:
     key = passages_key(retriever, PASSAGES)
-    assert passages_key(Retriever(retriever.model, retriever.template, "Another instruction"), PASSAGES) == key
+    assert (
+        passages_key(Retriever(retriever.model, retriever.template, "Another instruction"), PASSAGES) == key
+    )
     assert passages_key(retriever, PASSAGES[::-1]) != key
     changed = Retriever(retriever.model, retriever.template.model_copy(update={"document": "P: "}), "Find")
     assert passages_key(changed, PASSAGES) != key

@@ -18,9 +18,11 @@ from medley.synthesize.negatives import HARD_NEGATIVE, filled, read_prompt
 from medley.synthesize.replies import check_reply, clean, is_copy
 from test_llm import ChatServer, completion, serving
 
-POSITIVE = "Metformin lowers the production of glucose in the liver and is usually the first tablet in type 2 diabetes."
-MINED = "Insulin is injected under the skin of the belly, at changing places, with a short thin needle or with a pen."
-GOOD = "Metformin tablets are swallowed with food so that the stomach is less upset in the first weeks of treatment."
+POSITIVE = (
+    "Metformin lowers glucose production in the liver and is usually the first tablet in type 2 diabetes."
+)
+MINED = "Insulin is injected under the skin of the belly, at changing places, with a short needle or a pen."
+GOOD = "Metformin tablets are swallowed with food so that the stomach is less upset in the first weeks."
 PAIR = TrainingPair("which drug comes first in type 2 diabetes", POSITIVE, (MINED,), "Find answers", "med")
 
 
@@ -89,7 +91,9 @@ def test_too_many_bad_replies_are_an_error_that_says_which(server: ChatServer) -
 
 
 def test_several_negatives_of_a_row_differ(server: ChatServer) -> None:
-    other = "Gliclazide makes the pancreas release insulin, so that a missed meal may let the glucose fall too far."
+    other = (
+        "Gliclazide makes the pancreas release insulin, so a missed meal may let the glucose fall too far."
+    )
     server.script = lambda number, body: GOOD if body["seed"] < 2 else other
     made = generate_negatives([PAIR], chat_with(server), GenerationSettings(per_query=3), seed=0)
     assert made.counts == {"rows": 1, "made": 2, "copy": 1}

@@ -1,0 +1,367 @@
+"""Experts: a base plus a LoRA adapter in a folder, or a full checkpoint of the base's shape.
+
+An adapter folder holds PEFT's `adapter_config.json` and `adapter_model.safetensors`, and `medley.json` with
+the template, the instruction, the retriever's settings and the base's fingerprint. Adapters that PEFT saved
+from a model with a head, and without medley.json, are read too: layers go by their name inside the backbone
+(`layers.0.self_attn.q_proj`). Kinds of LoRA whose delta is not B A times a number are refused, because every
+tool that merges them as if it were is silently wrong (PEFT issue 3761).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from medley.encoder import (
+    DESCRIPTION,
+    Retriever,
+    RetrieverSettings,
+    build_retriever,
+    describe,
+    open_retriever,
+    resolve_base,
+)
+from medley.errors import ModelError
+from medley.files import explained_write_errors, read_json, write_json, writing
+from medley.fingerprint import fingerprint
+from medley.lowrank import LowRank, attach, backbone
+
+if TYPE_CHECKING:
+    import torch
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+REFUSED = (
+    "use_dora", "lora_bias", "modules_to_save", "fan_in_fan_out", "layer_replication", "target_parameters",
+    "trainable_token_indices", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config",
+    "kasa_config", "velora_config", "monteclora_config",
+)  # fmt: skip
+"""Options of PEFT's LoRA under which the delta is not B A times a number."""
+REFUSED_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "eva_base")
+"""Initialisations that change the base's weights, so the adapter is no delta to the base as published."""
+
+
+@dataclass(frozen=True)
+class Expert:
+    """An expert as merging needs it.
+
+    `layers` holds the delta of each linear layer by its name inside the backbone; a full checkpoint has none.
+    `description` is its medley.json, empty for a foreign folder.
+    """
+
+    name: str
+    path: Path
+    layers: Mapping[str, LowRank]
+    description: Mapping[str, Any]
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is an adapter; otherwise it is a full checkpoint."""
+        return bool(self.layers)
+
+    @property
+    def rank(self) -> int:
+        """The largest rank among its layers; 0 for a full checkpoint."""
+        return max((layer.rank for layer in self.layers.values()), default=0)
+
+    @property
+    def instruction(self) -> str:
+        """The instruction it was trained under, where it had one for all."""
+        return str(self.description.get("instruction", ""))
+
+    @property
+    def settings(self) -> RetrieverSettings | None:
+        """How its base was made a retriever; None where the folder does not say."""
+        return _settings(self.description, self.path)
+
+
+def base_fingerprint(retriever: Retriever) -> str:
+    """Fingerprint of a backbone's weights without adapters, prompts or pooling.
+
+    Weights are hashed as bfloat16, so opening the same base in float32 or bfloat16 gives the same value.
+    """
+    import hashlib
+
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(base_tensors(retriever).items()):
+        data = tensor.detach().to(torch.bfloat16).contiguous().cpu()
+        digest.update(f"{name} {tuple(data.shape)}".encode())
+        digest.update(data.view(torch.uint8).numpy().data if data.ndim else data.float().numpy().tobytes())
+    return fingerprint(digest.hexdigest())
+
+
+def base_tensors(retriever: Retriever) -> dict[str, torch.Tensor]:
+    """The backbone's own floating-point weights by name, whatever adapter sits on it."""
+    tensors = {}
+    for name, tensor in backbone(retriever).named_parameters():
+        if ".lora_" not in name:
+            tensors[plain_name(name).replace(".base_layer.", ".")] = tensor
+    return tensors
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name inside the backbone: PEFT's prefix and the head model's `model.` are taken off."""
+    return re.sub(r"^(base_model\.model\.)?(model\.)*", "", name)
+
+
+def save_expert(
+    retriever: Retriever,
+    folder: Path,
+    *,
+    base: str,
+    base_identity: str,
+    settings: RetrieverSettings,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the one PEFT adapter on a retriever's backbone as an expert folder; atomic.
+
+    `base` is the name that the recipe gives, `base_identity` its base_fingerprint. Raises ModelError when the
+    backbone carries no adapter, or one of a kind that cannot be merged.
+    """
+    from peft.utils import get_peft_model_state_dict
+
+    model = backbone(retriever)
+    configs = getattr(model, "peft_config", None) or {}
+    if len(configs) != 1:
+        raise ModelError(f"{folder}: the model carries {len(configs)} adapters, an expert has exactly one.")
+    adapter_name, config = next(iter(configs.items()))
+    tensors = {
+        f"base_model.model.{plain_name(name)}": tensor
+        for name, tensor in get_peft_model_state_dict(model, adapter_name=adapter_name).items()
+    }
+    description = describe(retriever) | {
+        "kind": "expert", "base": base, "base_identity": base_identity,
+        "retriever": settings.model_dump(mode="json"),
+    }  # fmt: skip
+    plain_config = {key: _plain(value) for key, value in config.to_dict().items()}
+    write_adapter(
+        folder, tensors, config=plain_config | {"base_model_name_or_path": base, "inference_mode": True},
+        description=description | dict(extra or {}),
+    )  # fmt: skip
+
+
+def write_adapter(
+    folder: Path,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    config: Mapping[str, Any],
+    description: Mapping[str, Any],
+) -> None:
+    """Write an adapter folder in PEFT's layout with its medley.json; atomic."""
+    from safetensors.torch import save_file
+
+    check_mergeable(config, str(folder))
+    with writing(folder) as temporary, explained_write_errors(folder):
+        temporary.mkdir()
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+        save_file(contiguous, temporary / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        write_json(temporary / ADAPTER_CONFIG, dict(config))
+        write_json(temporary / DESCRIPTION, dict(description))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    return getattr(value, "value", value)
+
+
+def read_expert(folder: Path, *, name: str | None = None) -> Expert:
+    """Read an expert folder, adapter or full checkpoint; `name` is what the recipe calls it.
+
+    Raises ModelError when the folder is neither, is damaged, or holds a kind of adapter that cannot be
+    merged.
+    """
+    name = name or folder.name
+    description_path = folder / DESCRIPTION
+    description = read_json(description_path, ModelError) if description_path.is_file() else {}
+    if not (folder / ADAPTER_CONFIG).is_file():
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"{folder}: expert {name!r} has neither {ADAPTER_CONFIG} nor config.json; check its path."
+            )
+        return Expert(name, folder, {}, description)
+    config = read_json(folder / ADAPTER_CONFIG, ModelError)
+    check_mergeable(config, str(folder))
+    return Expert(name, folder, _read_layers(folder, config), description)
+
+
+def check_mergeable(config: Mapping[str, Any], where: str) -> None:
+    """Refuse adapters whose delta is not B A times a number. Raises ModelError naming the option."""
+    if config.get("peft_type") != "LORA":
+        raise ModelError(
+            f"{where}: is a {config.get('peft_type')} adapter; only LoRA adapters can be merged."
+        )
+    if config.get("bias", "none") != "none":
+        raise ModelError(
+            f"{where}: was trained with bias={config['bias']!r}, which no low-rank merge can hold."
+        )
+    for option in REFUSED:
+        if config.get(option):
+            raise ModelError(
+                f"{where}: was trained with {option}, so its effect is not a low-rank delta; "
+                "train it without that option, or fold it into full weights with PEFT and merge those."
+            )
+    start = config.get("init_lora_weights", True)
+    if isinstance(start, str) and start.startswith(REFUSED_INITS):
+        raise ModelError(
+            f"{where}: was initialised by {start}, which changes the base; "
+            "convert it to plain LoRA with PEFT first."
+        )
+
+
+def _read_layers(folder: Path, config: Mapping[str, Any]) -> dict[str, LowRank]:
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / ADAPTER_WEIGHTS
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; save the adapter as safetensors.")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as problem:
+        raise ModelError(f"{path}: not a complete safetensors file ({problem}); copy it again.") from problem
+    layers = {}
+    for key in sorted(tensors):
+        module, _, rest = key.partition(".lora_A")
+        if ".lora_B" in key and module == key:
+            continue
+        if rest not in (".weight", ".default.weight"):
+            raise ModelError(
+                f"{path}: holds {key}, which belongs to no plain LoRA layer, so it cannot be merged."
+            )
+        up = tensors.get(f"{module}.lora_B{rest}")
+        if up is None:
+            raise ModelError(
+                f"{path}: has {key} without its lora_B; the file is incomplete, save the adapter again."
+            )
+        down = tensors[key]
+        scaling = _scaling(config, module.removeprefix("base_model.model."), down.shape[0])
+        layers[plain_name(module)] = LowRank(down, up, torch.full((down.shape[0],), scaling))
+    if not layers:
+        raise ModelError(f"{path}: holds no LoRA layer.")
+    return layers
+
+
+def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """PEFT's factor: alpha / r, or alpha / sqrt(r) with rsLoRA (arXiv 2312.03732); alpha may differ by
+    layer."""
+    alpha = float(config.get("lora_alpha", 8))
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            alpha = float(value)
+            break
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def check_compatible(experts: Sequence[Expert], *, base_identity: str | None = None) -> None:
+    """Refuse experts that were not trained on one base in one way.
+
+    Compared: base fingerprint (also with `base_identity` where given), template, pooling, attention,
+    normalisation. What a foreign folder does not say is not compared. Raises ModelError naming the two
+    experts and the difference.
+    """
+    for expert in experts:
+        trained_on = expert.description.get("base_identity")
+        if base_identity and trained_on and trained_on != base_identity:
+            raise ModelError(
+                f"{expert.path}: expert {expert.name!r} was trained on another base ({trained_on}, "
+                f"not {base_identity}); merge it with the base it was trained on."
+            )
+    seen: dict[str, tuple[str, Any]] = {}
+    for expert in experts:
+        for what, value in _traits(expert).items():
+            first, expected = seen.setdefault(what, (expert.name, value))
+            if value != expected:
+                raise ModelError(
+                    f"experts {first!r} and {expert.name!r} differ in {what} ({expected!r} and {value!r}); "
+                    "train them alike, or leave one out."
+                )
+
+
+def _traits(expert: Expert) -> dict[str, Any]:
+    known = expert.description
+    traits = {key: known[key] for key in ("base_identity", "template") if key in known}
+    settings = expert.settings
+    if settings is not None:
+        traits |= {
+            "pooling": settings.pooling,
+            "attention": settings.attention,
+            "normalize": settings.normalize,
+        }
+    return traits
+
+
+def open_base(
+    base: str,
+    experts: Sequence[Expert],
+    *,
+    settings: RetrieverSettings | None = None,
+    instruction: str | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+) -> Retriever:
+    """Open the base as the retriever that its experts were trained as.
+
+    `settings` defaults to the experts' own, then to RetrieverSettings(). `instruction` defaults to the
+    experts', where all have the same. A base that is a sentence-transformers folder keeps its own pooling and
+    prompts.
+    """
+    if (Path(resolve_base(base)) / "modules.json").is_file():
+        return open_retriever(base, device=device, dtype=dtype)
+    described = (expert.settings for expert in experts)
+    settings = settings or next(filter(None, described), RetrieverSettings.model_validate({}))
+    if instruction is None:
+        instructions = {expert.instruction for expert in experts}
+        instruction = instructions.pop() if len(instructions) == 1 else ""
+    in_dtype = RetrieverSettings.model_validate(settings.model_dump() | {"dtype": dtype})
+    return build_retriever(base, in_dtype, instruction=instruction, device=device)
+
+
+def open_expert(
+    folder: Path,
+    base: str | None = None,
+    settings: RetrieverSettings | None = None,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> Retriever:
+    """Open base plus adapter (or a full checkpoint) as a retriever; base and settings default to
+    medley.json's.
+
+    The adapter is attached, not folded, so it acts in float32 on a bfloat16 base as in training.
+    """
+    expert = read_expert(folder)
+    settings = settings or expert.settings or RetrieverSettings.model_validate({})
+    if not expert.is_adapter:
+        if (folder / "modules.json").is_file():
+            return open_retriever(str(folder), device=device, dtype=dtype)
+        return open_base(
+            str(folder), [expert], settings=settings, dtype=dtype or settings.dtype, device=device
+        )
+    base = base or expert.description.get("base")
+    if not base:
+        raise ModelError(f"{folder}: does not name its base; give the base's path.")
+    retriever = open_base(base, [expert], settings=settings, dtype=dtype or settings.dtype, device=device)
+    attach(retriever, expert.layers, where=str(folder))
+    return retriever
+
+
+def _settings(description: Mapping[str, Any], path: Path) -> RetrieverSettings | None:
+    if "retriever" not in description:
+        return None
+    try:
+        return RetrieverSettings.model_validate(description["retriever"])
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        raise ModelError(
+            f"{path / DESCRIPTION}: retriever.{'.'.join(map(str, first['loc']))}: {first['msg']}."
+        ) from problem

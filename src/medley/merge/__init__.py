@@ -1,0 +1,1 @@
+"""Merging experts into one retriever: exact adapter merges, mergekit's methods, search, gated export."""

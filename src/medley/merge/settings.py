@@ -1,0 +1,285 @@
+"""MERGE.yaml: what to merge, how, and where the coefficients come from. mergekit's own files are read too.
+
+A mergekit file maps where it lists `models:` with parameters, a `base_model`, `merge_method`, `parameters`
+and `dtype`; slices, modules and tokenizer surgery have no counterpart and are refused by name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from medley.encoder import RetrieverSettings
+from medley.errors import RecipeError
+from medley.merge.coefficients import Segments, Weight
+
+METHODS = (
+    "linear", "task_arithmetic", "ties", "dare_ties", "dare_linear", "della", "della_linear", "breadcrumbs",
+    "breadcrumbs_ties", "slerp", "nuslerp", "multislerp", "karcher", "model_stock", "nearswap", "ram",
+    "ramplus_tl", "sce", "arcee_fusion",
+)  # fmt: skip
+"""Every method of mergekit 0.1.5 that merges (a test compares); `passthrough` only copies layers."""
+
+PerExpert = float | tuple[float, ...] | dict[str, float]
+
+
+class MergeParameters(BaseModel):
+    """The method's parameters by mergekit's names; what is None stays at mergekit's default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    normalize: bool | None = Field(None, description="divide by the sum of the weights")
+    lambda_: float | None = Field(None, alias="lambda", description="factor on the merged delta")
+    density: PerExpert | None = Field(
+        None, description="share of each delta kept (TIES, DARE): one, or one an expert"
+    )
+    gamma: PerExpert | None = Field(None, description="share of the largest entries dropped (breadcrumbs)")
+    epsilon: PerExpert | None = Field(
+        None, description="spread of the drop rates (DELLA), or RAM's threshold"
+    )
+    rescale: bool | None = Field(None, description="rescale a sparsified delta to its old norm")
+    int8_mask: bool | None = Field(None, description="keep masks in int8")
+    t: float | None = Field(None, description="position between two models (SLERP, NearSwap)")
+    select_topk: float | None = Field(None, description="share of entries with the largest variance (SCE)")
+    filter_wise: bool | None = Field(None, description="model stock by filter")
+    nuslerp_row_wise: bool | None = Field(None, description="NuSLERP by row")
+    nuslerp_flatten: bool | None = Field(None, description="NuSLERP on flattened tensors")
+    normalize_weights: bool | None = Field(None, description="multi-SLERP: divide by the sum of the weights")
+    eps: float | None = Field(None, description="multi-SLERP: smallest norm")
+    max_iter: int | None = Field(None, description="Karcher mean: iterations")
+    tol: float | None = Field(None, description="Karcher mean: tolerance")
+    r: float | None = Field(None, description="RAM+ rescaling strength")
+    alpha: float | None = Field(None, description="RAM+ rescaling cap")
+    seed: int = Field(13, description="for methods that draw at random (DARE, DELLA)")
+
+    def given(self) -> dict[str, Any]:
+        """The parameters that were given, by mergekit's names."""
+        return self.model_dump(by_alias=True, exclude_none=True, exclude={"seed"})
+
+    def in_order(self, names: list[str]) -> MergeParameters:
+        """The same with each mapping by expert turned into a tuple in the experts' order."""
+        changes: dict[str, Any] = {}
+        for key in ("density", "gamma", "epsilon"):
+            value = getattr(self, key)
+            if isinstance(value, dict):
+                if mistake := _name_mistake(value, names):
+                    raise RecipeError(f"parameters.{key}: {mistake}.")
+                changes[key] = tuple(value[name] for name in names)
+            elif isinstance(value, tuple) and len(value) != len(names):
+                raise RecipeError(
+                    f"parameters.{key}: has {len(value)} numbers for {len(names)} experts; give one each."
+                )
+        return self.model_copy(update=changes)
+
+
+class KeepSettings(BaseModel):
+    """Tensors that are taken unmerged from one expert, or from the base."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str = Field(alias="from", description="name of an expert, or `base`")
+    tensors: tuple[str, ...] = Field(description="parts of tensor names, such as embed_tokens", min_length=1)
+
+
+class SearchSettings(BaseModel):
+    """How coefficients are searched for (search-merge only)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    strategy: Literal["surrogate", "random", "grid"] = Field(
+        "surrogate",
+        description="surrogate: score the grid on interpolated vectors, verify the best; or sample; or all",
+    )
+    encodings: int = Field(12, ge=1, description="how often the dev pool may be encoded")
+    grid: tuple[float, ...] = Field(
+        (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), min_length=2, description="values of each weight"
+    )
+    dev: tuple[str, ...] = Field((), description="collections that candidates are scored on")
+    pool_size: int = Field(2000, ge=10, description="passages of a dev collection that are encoded")
+    queries: int = Field(200, ge=1, description="queries of a dev collection that are encoded, at most")
+    seed: int = Field(13, description="for sampling queries, passages and candidates")
+
+
+class MergeFile(BaseModel):
+    """A merge file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str = Field(description="path or hub id")
+    experts: dict[str, str] = Field(min_length=1, description="path of each expert by name")
+    method: str = Field("linear", description="any method mergekit names")
+    weights: dict[str, Weight] = Field(
+        default_factory=dict, description="by expert; a list has one per segment"
+    )
+    segments: Segments = Field(1, description="parts in depth: a number, cut points in layers, or `layers`")
+    parameters: MergeParameters = Field(default_factory=MergeParameters)  # type: ignore[arg-type]
+    keep: KeepSettings | None = Field(None, description="what is taken unmerged")
+    output: Literal["weights", "adapter"] = Field(
+        "weights", description="a whole model, or an adapter of rank sum(r)"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="of the saved weights; half precision rounds small deltas away, the gate says when",
+    )
+    search: SearchSettings | None = Field(None, description="search-merge only")
+    retriever: RetrieverSettings | None = Field(None, description="default: as the experts were trained")
+    instruction: str | None = Field(
+        None, description="default: the experts', where all have one and the same"
+    )
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        if self.method not in METHODS:
+            raise ValueError(f"method: there is no {self.method!r}{_nearest(self.method, METHODS)}")
+        if self.weights and (mistake := _name_mistake(self.weights, list(self.experts))):
+            raise ValueError(f"weights: {mistake}")
+        if self.keep is not None and self.keep.source not in ("base", *self.experts):
+            raise ValueError(
+                f"keep.from: {self.keep.source!r} is no expert{_nearest(self.keep.source, self.experts)}"
+            )
+        if self.output == "adapter" and (
+            self.method not in ("linear", "task_arithmetic") or self.parameters.normalize is False
+        ):
+            raise ValueError(
+                "output: only normalised linear and task_arithmetic merges of adapters are an adapter"
+            )
+        return self
+
+
+def _name_mistake(given: Mapping[str, Any], names: list[str]) -> str | None:
+    """What is wrong with a mapping that should name each expert once."""
+    for name in given:
+        if name not in names:
+            return f"{name!r} is no expert{_nearest(name, names)}"
+    missing = [name for name in names if name not in given]
+    return f"has nothing for expert {missing[0]!r}; add it" if missing else None
+
+
+def read_merge_file(path: Path) -> MergeFile:
+    """Read a merge file, Medley's or mergekit's. Relative paths of experts and base count from the file's
+    folder.
+
+    Raises RecipeError naming the key, and the nearest known one where it is unknown.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise RecipeError(f"{path}: no such file; check the path.")
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as problem:
+        reason = " ".join(str(problem).split())
+        raise RecipeError(f"{path}: not valid YAML ({reason}).") from problem
+    if not isinstance(value, dict):
+        raise RecipeError(f"{path}: expected keys and values; see `medley merge --help`.")
+    if "merge_method" in value:
+        value = _from_mergekit(value, path)
+    return parse_merge_file(_with_paths(value, path.parent), str(path))
+
+
+def parse_merge_file(value: Mapping[str, Any], where: str) -> MergeFile:
+    """Check a merge file's content. Raises RecipeError in one sentence."""
+    try:
+        return MergeFile.model_validate(value)
+    except ValidationError as problem:
+        # an unknown key explains a missing one
+        first = min(problem.errors(), key=lambda error: error["type"] != "extra_forbidden")
+        location = [part for part in first["loc"] if isinstance(part, str)]
+        place = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            known = _known_keys(location[:-1])
+            raise RecipeError(f"{where}: unknown key {place!r}{_nearest(location[-1], known)}.") from problem
+        message = first["msg"].removeprefix("Value error, ")
+        raise RecipeError(f"{where}: {place + ': ' if place else ''}{message}.") from problem
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    models: dict[str, type[BaseModel]] = {
+        "parameters": MergeParameters, "keep": KeepSettings, "search": SearchSettings,
+        "retriever": RetrieverSettings,
+    }  # fmt: skip
+    model = models.get(location[0], MergeFile) if location else MergeFile
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _nearest(word: str, known: Any) -> str:
+    names = [str(name) for name in known]
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(names)}"
+
+
+def _with_paths(value: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Paths written relative to the file; a hub id stays, as nothing of that name lies beside the file."""
+
+    def located(path: Any) -> Any:
+        expanded = Path(str(path)).expanduser()
+        beside = folder / expanded
+        return str(beside) if not expanded.is_absolute() and beside.exists() else str(expanded)
+
+    changed = dict(value)
+    if isinstance(value.get("base"), str) and value["base"] != "tiny":
+        changed["base"] = located(value["base"])
+    if isinstance(value.get("experts"), dict):
+        changed["experts"] = {str(name): located(path) for name, path in value["experts"].items()}
+    return changed
+
+
+def _from_mergekit(value: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A mergekit configuration in Medley's words."""
+    known = {"models", "merge_method", "base_model", "parameters", "dtype", "out_dtype"}
+    for key in value:
+        if key not in known:
+            raise RecipeError(
+                f"{path}: mergekit's {key!r} has no counterpart here; list `models:`, or run mergekit itself."
+            )
+    base = _model_path(value.get("base_model"))
+    experts: dict[str, str] = {}
+    by_expert: dict[str, dict[str, float]] = {}
+    for entry in value.get("models") or []:
+        location = _model_path(entry.get("model"))
+        parameters = entry.get("parameters") or {}
+        if location == base and not parameters:
+            continue  # mergekit lists the base among the models of task-vector methods
+        if not location:
+            raise RecipeError(f"{path}: an entry of `models:` has no model; give its path.")
+        name = _unique(Path(location).name, experts)
+        experts[name] = location
+        for key, setting in parameters.items():
+            if not isinstance(setting, (int, float)):
+                raise RecipeError(
+                    f"{path}: models.{name}.{key}: only a number is understood; use `segments:` instead."
+                )
+            by_expert.setdefault(key, {})[name] = float(setting)
+    shared = dict(value.get("parameters") or {})
+    weights = by_expert.pop("weight", {})
+    if "weight" in shared:
+        weights = dict.fromkeys(experts, float(shared.pop("weight"))) | weights
+    if base is None:
+        raise RecipeError(
+            f"{path}: has no base_model; name the model whose tokenizer and shape the result has."
+        )
+    return {
+        "base": base, "experts": experts, "method": value["merge_method"], "weights": weights,
+        "parameters": {**shared, **by_expert},
+        "dtype": value.get("out_dtype") or value.get("dtype") or "float32",
+    }  # fmt: skip
+
+
+def _model_path(model: Any) -> str | None:
+    """mergekit's short form `model+lora` and its long form {model: {path: ...}}."""
+    if isinstance(model, dict):
+        model = model.get("lora") or model.get("model")
+        model = model.get("path") if isinstance(model, dict) else model
+    return None if model is None else str(model).rpartition("+")[2]
+
+
+def _unique(name: str, taken: Mapping[str, Any]) -> str:
+    count = 2
+    candidate = name
+    while candidate in taken:
+        candidate, count = f"{name}-{count}", count + 1
+    return candidate

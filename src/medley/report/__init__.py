@@ -1,0 +1,26 @@
+"""The report: one HTML page that shows what a run made, whether it is better, and how it came about.
+
+`write_report(folder)` reads a run folder, finished or not, and writes `report.html` into it. The page needs
+nothing but itself: styles and pictures are inline, it has no script and asks for nothing over the network.
+formats -> reading (files to values) -> results, verdict, samples (values to findings) -> charts -> page.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+REPORT = "report.html"
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write `report.html` into a run folder and return its path; what the run has not made yet is left out.
+
+    Raises InputError when the folder holds no run, or one of its files is malformed.
+    """
+    from medley.files import write_text
+    from medley.report.page import render_report
+    from medley.report.reading import read_run
+
+    path = run_folder / REPORT
+    write_text(path, render_report(read_run(run_folder)))
+    return path

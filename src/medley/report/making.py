@@ -1,0 +1,176 @@
+"""How the model was made, for the page: merge search, instructions, training, data, leaks, stages.
+
+Input: `Run`. Output: plain values and pictures; None or an empty list where the run has made nothing yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from medley.report import charts, findings
+from medley.report.formats import Candidate, Coefficient, Prompt
+from medley.report.numbers import count
+from medley.report.reading import ALL, EXPERT, MERGED, Outcome, Run
+from medley.report.svg import padded
+
+
+def search_values(run: Run) -> dict[str, Any] | None:
+    """The merge search in numbers and pictures."""
+    search = run.search
+    if search is None:
+        return None
+    candidates = search.candidates or [search.best]
+    both = [(c.predicted, c.score) for c in candidates if c.real and c.predicted is not None]
+    alone = {name: c.score for c in candidates if c.real and (name := _only_expert(c.coefficients))}
+    return {
+        "strategy": search.strategy,
+        "method": search.method.replace("_", " "),
+        "encodings": search.encodings,
+        "tried": len(candidates),
+        "measured": sum(candidate.real for candidate in candidates),
+        "best": search.best,
+        "candidates": charts.candidates_chart(candidates, search.best, alone),
+        "agreement": charts.agreement_chart(both) if len(both) > 2 else None,
+        "error": sum(abs(a - b) for a, b in both) / len(both) if len(both) > 2 else None,
+        "coefficients": charts.coefficients_chart(search.best.coefficients),
+    }
+
+
+def _only_expert(coefficients: Mapping[str, Coefficient]) -> str:
+    """The expert that has all the weight; empty where several have some."""
+    used = [
+        name for name, value in coefficients.items() if any(value if isinstance(value, list) else [value])
+    ]
+    return used[0] if len(used) == 1 else ""
+
+
+def dev_and_test(run: Run) -> dict[str, Any] | None:
+    """For merged and for each expert that the search tried alone: dev score beside test score, by collection.
+
+    Only collections that have both a dev and a test split here are listed by themselves.
+    """
+    if run.search is None or run.results is None:
+        return None
+    scored: dict[str, Candidate] = {MERGED: run.search.best}
+    for candidate in run.search.candidates:
+        name = _only_expert(candidate.coefficients)
+        if candidate.real and name:
+            scored.setdefault(EXPERT + name, candidate)
+    tests = [task for _, names in findings.tasks_of(run.results) for task in names]
+    devs = {name.partition(":")[0]: name for name in run.search.best.scores}
+    shared = [task for task in tests if task in devs]
+    rows = []
+    for variant, candidate in scored.items():
+        if variant in run.results.variants:
+            pairs = [
+                (candidate.scores.get(devs[task]), findings.score(run.results, variant, task))
+                for task in shared
+            ]
+            rows.append((variant, [*pairs, (candidate.score, findings.mean(run.results, variant, tests))]))
+    return {"columns": [*shared, "mean of all"], "rows": rows} if rows else None
+
+
+def instruction_values(run: Run) -> list[dict[str, Any]]:
+    """The choice of instruction; experts with the same candidates and scores share one entry."""
+    entries: list[dict[str, Any]] = []
+    for name, prompt in run.prompts.items():
+        same = next((entry for entry in entries if entry["prompt"] == prompt), None)
+        if same:
+            same["names"].append(name)
+        else:
+            entries.append({"names": [name], "prompt": prompt, **_choice(prompt)})
+    return entries
+
+
+def _choice(prompt: Prompt) -> dict[str, Any]:
+    candidates = sorted(prompt.candidates, key=lambda candidate: -candidate.score)
+    scores = {candidate.instruction: candidate.score for candidate in candidates}
+    chosen, seed = scores.get(prompt.instruction), scores.get(prompt.seed_instruction)
+    return {
+        "candidates": candidates,
+        "chosen_score": chosen,
+        "gain": chosen - seed if chosen is not None and seed is not None else None,
+        "low": min(scores.values(), default=0.0),
+        "high": max(scores.values(), default=0.0),
+    }
+
+
+def training_values(run: Run) -> list[dict[str, Any]]:
+    """Each training with its curve; all curves share one scale, so that they can be compared."""
+    losses = [point.loss for training in run.trainings.values() for point in training.losses]
+    limits = padded([*losses, 0.0]) if losses else (0.0, 1.0)
+    return [
+        {
+            "name": name,
+            "is_all": name == ALL,
+            "training": training,
+            "picture": charts.losses_chart(training.losses, limits, name=name) if training.losses else None,
+        }
+        for name, training in run.trainings.items()
+    ]
+
+
+def data_values(run: Run) -> dict[str, Any] | None:
+    """Rows and negatives by source, with sums."""
+    if not run.sources:
+        return None
+    return {
+        "sources": run.sources,
+        "has_mined": any(source.mined for source in run.sources),
+        "has_generated": any(source.generated for source in run.sources),
+        "pairs": sum(source.pairs or 0 for source in run.sources),
+        "mined": sum(source.mined.made for source in run.sources if source.mined),
+        "generated": sum(source.generated.made for source in run.sources if source.generated),
+    }
+
+
+def outcome_in_words(outcome: Outcome) -> str:
+    """`30 entity, 4 negation; dropped: 28 within margin; 2 rows got none`."""
+    said = [_listed(outcome.other)] if any(outcome.other.values()) else []
+    said += [f"dropped: {_listed(outcome.dropped)}"] if any(outcome.dropped.values()) else []
+    if outcome.without:
+        said.append(f"{count(outcome.without)} row{'s' if outcome.without > 1 else ''} got none")
+    return "; ".join(said)
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count(number)} {key.replace('_', ' ')}" for key, number in counts.items() if number)
+
+
+def leak_values(run: Run) -> dict[str, Any] | None:
+    """What the leak check found: the recipe's policy, and rows found by source and collection."""
+    if not run.sources:
+        return None
+    found = [
+        (source.name, spec, rows) for source in run.sources for spec, rows in source.leaks.items() if rows
+    ]
+    return {
+        "policy": run.recipe.get("leaks", "refuse"),
+        "found": found,
+        "rows": sum(rows for *_, rows in found),
+    }
+
+
+def stage_values(run: Run) -> dict[str, Any] | None:
+    """Time by stage, and every artefact with its fingerprint."""
+    stages = [
+        {
+            "name": stage,
+            "seconds": sum(artefact.seconds for artefact in artefacts.values()),
+            "artefacts": sorted(artefacts.items(), key=lambda item: item[1].finished),
+        }
+        for stage, artefacts in run.manifest.stages.items()
+        if artefacts
+    ]
+    if not stages:
+        return None
+    return {
+        "stages": stages,
+        "total": _total(stages),
+        "longest": max(stage["seconds"] for stage in stages) or 1.0,
+    }
+
+
+def _total(stages: Sequence[Mapping[str, Any]]) -> float:
+    return sum(stage["seconds"] for stage in stages)

