@@ -273,7 +273,16 @@ def search_merge(
     settings = read_merge_file(merge_file)
     if settings.search is None or not settings.search.dev:
         raise RecipeError(f"{merge_file}: search.dev is required; name at least one dev collection.")
-    pools = [build_pool(load_collection(spec, default_split="dev")) for spec in settings.search.dev]
+    search = settings.search
+    pools = [
+        build_pool(
+            load_collection(spec, default_split="dev"),
+            max_passages=search.pool_size,
+            max_queries=search.queries,
+            seed=search.seed,
+        )
+        for spec in search.dev
+    ]
     result = merging.search_merge(settings, pools)
     best = settings.model_copy(update={"weights": result.best.coefficients})
     merging.merge_model(best, out / "model")

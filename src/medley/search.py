@@ -36,8 +36,8 @@ QUERY_BLOCK = 256
 """Queries scored at once: with BLOCK, 16 MiB of float32 scores and 32 MiB of keys."""
 ENCODING_CHUNK = 2_048
 """Passages whose texts are in memory at once while a corpus is encoded."""
-BM25_K1, BM25_B = 1.5, 0.75
-"""As in bm25s and in MTEB's baseline-bm25s."""
+BM25_K1, BM25_B = 1.2, 0.75
+"""Lucene's defaults."""
 
 
 def exact_top_k(
@@ -248,18 +248,17 @@ def _dimension(retriever: Retriever) -> int:
 
 
 class Bm25Index:
-    """BM25 over passages (title and text): bm25s, Lucene's variant, English stop words, Snowball stemmer.
+    """BM25 over passages (title and text): bm25s, Lucene's variant, English stop words, no stemmer.
 
     A passage that shares no term with the query is in no ranking.
     """
 
     def __init__(self, passages: Sequence[Passage]) -> None:
         import bm25s
-        import Stemmer
         from bm25s.tokenization import Tokenizer
 
         self._ties = _Ties(corpus_ids(passages))
-        self._tokenizer = Tokenizer(stopwords="english", stemmer=Stemmer.Stemmer("english"))
+        self._tokenizer = Tokenizer(stopwords="english", stemmer=None)
         texts = (passage.full_text for passage in passages)
         token_ids = list(self._tokenizer.streaming_tokenize(texts, update_vocab=True, allow_empty=False))
         self._index = bm25s.BM25(method="lucene", k1=BM25_K1, b=BM25_B)

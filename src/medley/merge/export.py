@@ -29,6 +29,8 @@ SAME = 0.9999
 """Least cosine between a probe's vector as scored and as the saved folder gives it."""
 DIFFERENT = 1e-5
 """Least distance (1 - cosine) of the most different probe from the base."""
+LOST = 0.1
+"""Most that rounding may move a probe, as a share of what the merge moves it: less than that, the merge survives."""
 PROBE_QUERIES = (
     "What is the first treatment of type 2 diabetes in adults?",
     "Does vitamin D lower the risk of fractures?",
@@ -140,6 +142,12 @@ def judge(
         raise ModelError(
             f"{name}: the saved model ({dtype}) does not give the vectors that were scored "
             f"(cosine {to_scored:.6f}, needed {SAME}){remedy}."
+        )
+    moved = 1.0 if base is None else 1.0 - min_cosine(scored, base)
+    if 1.0 - to_scored > LOST * moved >= LOST * DIFFERENT:
+        raise ModelError(
+            f"{name}: rounding to {dtype} moves vectors by {1.0 - to_scored:.1e}, which is much beside the "
+            f"{moved:.1e} by which the merge moves them; save it with dtype float32."
         )
     to_base = 1.0 if base is None else min_cosine(reread, base)
     if base is not None and 1.0 - to_base < DIFFERENT:

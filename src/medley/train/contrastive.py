@@ -61,6 +61,8 @@ def train(
         )
     torch.manual_seed(seed)
     model = retriever.model
+    # the card is Medley's; a filled widget keeps the trainer from looking for examples in private training text
+    model.model_card_data.widget = ["none"]
     if settings.lora is not None:
         add_adapter(model, settings.lora)
     batch_size = min(settings.batch_size, len(pairs))
@@ -90,6 +92,7 @@ def train(
                 save_strategy="no",
                 report_to="none",
                 disable_tqdm=True,
+                dataloader_pin_memory=torch.cuda.is_available(),
                 bf16=False,  # weights keep the dtype that they were loaded in; adapters train in float32
             ),
             train_dataset=training_dataset(retriever, pairs, negatives=settings.negatives, seed=seed),
