@@ -123,9 +123,11 @@ def build_expert(
 
     pairs: list[TrainingPair] = []
     for member, expert in experts.items():
-        instruction = instruction_of(needs, member)
         own = assemble_pairs(expert.sources, recipe.kinds_of(expert), needs)
-        pairs += [replace(pair, instruction=instruction) for pair in own]
+        if read_json(needs[f"prompts/{member}"] / PROMPT)["method"] != "none":
+            chosen = instruction_of(needs, member)
+            own = [replace(pair, instruction=chosen) for pair in own]
+        pairs += own
     retriever = _base_retriever(recipe, needs, instruction_of(needs, name))
     identity = base_fingerprint(retriever)
     training = train(retriever, pairs, recipe.train, seed=recipe.seed, label=f"train {name}")
@@ -253,9 +255,11 @@ def build_merged(recipe: Recipe, inputs: Inputs, out: Path, needs: Mapping[str, 
 
 def variant_retriever(recipe: Recipe, variant: str, needs: Mapping[str, Path]) -> Retriever:
     """Open what a row of the results table stands for: merged, base, pretrained, all, or expert:<name>."""
+    import torch
+
     from medley.encoder import open_retriever
     from medley.expert import read_expert
-    from medley.lowrank import attach
+    from medley.lowrank import fold
 
     if variant == "merged":
         return open_retriever(str(needs["merge/model"] / "model"), dtype=recipe.retriever.dtype)
@@ -265,6 +269,9 @@ def variant_retriever(recipe: Recipe, variant: str, needs: Mapping[str, Path]) -
         return _base_retriever(recipe, needs, instruction_of(needs, ALL))
     name = variant.removeprefix("expert:")
     expert = read_expert(needs[f"train/{name}"] / "adapter", name=name)
-    retriever = _base_retriever(recipe, needs, expert.instruction)
-    attach(retriever, expert.layers, where=name)
+    # folded in float32 and then cast, exactly as the merged model is, so that the rows of the table differ in nothing else
+    exact = recipe.retriever.model_copy(update={"dtype": "float32"})
+    retriever = build_retriever(base_of(recipe, needs), exact, instruction=expert.instruction)
+    fold(retriever, expert.layers, where=name)
+    retriever.model.to(getattr(torch, recipe.retriever.dtype))
     return retriever

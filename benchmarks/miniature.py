@@ -1,0 +1,119 @@
+"""The miniature experiment: recipes/miniature.yaml for several seeds, plain and with generated negatives.
+
+    MEDLEY_DATA=/path/to/data python benchmarks/miniature.py --out runs/miniature > docs/results/miniature.tables.md
+
+Runs what is missing (each run resumes), then prints the tables: nDCG@10 of each variant on the seven tests, and the
+paired randomisation test of the merged model against the best single expert, per seed and pooled over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from medley.evaluate.compare import compare
+from medley.pipeline import run_recipe
+from medley.pipeline.proof import mean_score, per_query
+from medley.recipe import load_recipe
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "miniature.yaml"
+CONDITIONS = {"plain": ["judged", "mined"], "generated": ["judged", "mined", "generated"]}
+ORDER = ("merged", "all", "expert:literature", "expert:consumer", "expert:general", "base", "bm25")
+
+
+def run_all(out: Path, seeds: list[int]) -> dict[tuple[str, int], dict[str, Any]]:
+    """Results by condition and seed. Base and BM25 depend on neither, so only the first run scores them."""
+    results = {}
+    for condition, kinds in CONDITIONS.items():
+        for seed in seeds:
+            first = not results
+            baselines = ["bm25", "base", "experts", "all"] if first else ["experts", "all"]
+            name = f"miniature-{condition}-{seed}"
+            recipe = load_recipe(
+                RECIPE,
+                [
+                    f"name={name}",
+                    f"seed={seed}",
+                    f"negatives.kinds={json.dumps(kinds)}",
+                    f"evaluate.baselines={json.dumps(baselines)}",
+                ],
+            )
+            print(f"== {name}", file=sys.stderr, flush=True)
+            folder = run_recipe(recipe, out / name)
+            results[condition, seed] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return results
+
+
+def best_expert(variants: dict[str, Any]) -> str:
+    """The single expert with the highest mean test score: the hardest one to beat, known only afterwards."""
+    return max((name for name in variants if name.startswith("expert:")), key=lambda n: mean_score(variants[n]))
+
+
+def pooled(results: dict[int, dict[str, Any]], other: str | None) -> Any:
+    """Merged against another variant (None: each seed's best expert), every query of every seed one pair."""
+    ours: dict[str, dict[str, float]] = {}
+    theirs: dict[str, dict[str, float]] = {}
+    for seed, result in results.items():
+        variants = result["variants"]
+        rival = per_query(variants[other or best_expert(variants)])
+        for task, scores in per_query(variants["merged"]).items():
+            for query, score in scores.items():
+                ours.setdefault(task, {})[f"{seed}/{query}"] = score
+                theirs.setdefault(task, {})[f"{seed}/{query}"] = rival[task][query]
+    return compare(ours, theirs, seed=13)
+
+
+def show(results: dict[tuple[str, int], dict[str, Any]], seeds: list[int]) -> None:
+    """Print the tables."""
+    shared = {name: v for name, v in results["plain", seeds[0]]["variants"].items() if name in ("base", "bm25")}
+    tasks = list(shared["base"]["tasks"])
+    for condition in CONDITIONS:
+        print(f"\n### {condition}: nDCG@10\n")
+        print("| seed | model | " + " | ".join(tasks) + " | medical | general | mean of seven |")
+        print("|---|---" + "|---:" * (len(tasks) + 3) + "|")
+        for seed in seeds:
+            result = results[condition, seed]
+            groups = result["groups"]
+            variants = {**shared, **result["variants"]}
+            for name in ORDER:
+                scores = {task: variants[name]["tasks"][task]["ndcg_at_10"] for task in tasks}
+                means = [sum(scores[t] for t in group) / len(group) for group in groups.values()]
+                cells = [*scores.values(), *means, sum(scores.values()) / len(scores)]
+                print(f"| {seed} | {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
+        print(f"\n### {condition}: merged against\n")
+        print("| rival | seed | difference | 95% interval | p | wins/ties/losses |")
+        print("|---|---|---:|---|---:|---|")
+        own = {seed: results[condition, seed] for seed in seeds}
+        for rival in (None, "all"):
+            for chosen in [[seed] for seed in seeds] + [seeds]:
+                outcome = pooled({seed: own[seed] for seed in chosen}, rival)
+                names = {rival or best_expert(own[seed]["variants"]) for seed in chosen}
+                print(
+                    f"| {', '.join(sorted(names))} | {', '.join(map(str, chosen))} | {outcome.difference:+.4f} "
+                    f"| {outcome.ci_low:+.4f} to {outcome.ci_high:+.4f} | {outcome.p_value:.4f} "
+                    f"| {outcome.wins}/{outcome.ties}/{outcome.losses} |"
+                )
+        print(f"\n### {condition}: coefficients chosen on dev\n")
+        for seed in seeds:
+            search = results[condition, seed]["search"]
+            print(f"- seed {seed}: {search['coefficients']}, dev {search['score']:.4f}")
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/miniature"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    arguments = parser.parse_args()
+    results = run_all(arguments.out, arguments.seeds)
+    for (condition, seed), result in results.items():
+        stage = arguments.out / f"miniature-{condition}-{seed}" / "stages" / "merge" / "search" / "search.json"
+        result["search"] = json.loads(stage.read_text(encoding="utf-8"))["best"]
+    show(results, arguments.seeds)
+
+
+if __name__ == "__main__":
+    main()
