@@ -23,9 +23,8 @@ from small import (
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that is no folder is not looked for on the hub, and no proxy stands before the loopback."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxy stands before the loopback."""
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "MEDLEY_NOWHERE"):
         monkeypatch.delenv(name, raising=False)
 
@@ -87,10 +86,7 @@ def test_recipe_keys_types_and_overrides(recipe, override, message):
 def test_an_unknown_key_in_the_file_itself(recipe):
     recipe.write_text(recipe.read_text().replace("learning_rate:", "lerning_rate:"))
     sentence = refused(recipe.parent, "run", recipe, "--out", recipe.parent / "run")
-    assert (
-        sentence == f"{recipe}: train.lerning_rate: unknown key; did you mean 'learning_rate'?."
-        or re.search(r"train.lerning_rate: unknown key; did you mean 'learning_rate'\?", sentence)
-    )
+    assert sentence == f"{recipe}: train.lerning_rate: unknown key; did you mean 'learning_rate'?"
 
 
 def test_files_that_are_not_there(tmp_path, recipe):
@@ -102,8 +98,8 @@ def test_files_that_are_not_there(tmp_path, recipe):
         (["mine", "--pairs", tmp_path / "no.jsonl", "--out", tmp_path / "o.jsonl"], r"no.jsonl: no such file"),
         (["merge", tmp_path / "no.yaml", "--out", tmp_path / "m"], r"no.yaml: no such"),
         (["compare", tmp_path / "no.json", tmp_path / "no2.json"], r"no.json: no such file; check the path"),
-        (["status", tmp_path], r"holds no recipe.yaml, so it is no run folder; check the path"),
-        (["report", tmp_path], r"check|no such|no run"),
+        (["status", tmp_path / "coll"], r"holds no recipe.yaml, so it is no run folder; check the path"),
+        (["report", tmp_path / "coll"], r"coll.*: .*;"),
         (["evaluate", "bm25", "--task", f"{tmp_path}/coll:tets"], r"tets.tsv: no such split; this collection has: dev, test,"),
     ):  # fmt: skip
         assert re.search(message, refused(tmp_path, *arguments)), arguments
@@ -130,8 +126,10 @@ def test_a_base_that_is_no_decoder(recipe, tmp_path):
     ):
         sentence = refused(tmp_path, *arguments)
         assert f"{bert}: is a bert model, which is no decoder-only language model; choose a base" in sentence
-    sentence = refused(tmp_path, "run", recipe, "--set", "base=no/such-model")
-    assert sentence.startswith("no/such-model: ") and "check" in sentence
+    offline = {"HF_HUB_OFFLINE": "1"}  # read when transformers is imported, hence a process of its own
+    done = medley_process("run", recipe, "--set", "base=no/such-model", cwd=tmp_path, env=offline)
+    assert done.code == 2 and done.err.count("\n") == 1, done.err
+    assert done.err.startswith("medley: no/such-model: ") and done.err.endswith("; check its name.\n")
     empty = tmp_path / "empty"
     empty.mkdir()
     assert f"{empty}: " in refused(tmp_path, "run", recipe, "--set", f"base={empty}")
@@ -225,9 +223,8 @@ def test_an_endpoint_that_is_down(tmp_path, recipe):
     made = sorted(path.name for path in (tmp_path / "run/stages").glob("*/*"))
     assert made == ["a", "a", "b", "b"], "what was finished before stays, and nothing half-written"
     assert not (tmp_path / "run/stages/synthesize/a").exists()
-    sentence = refused(
-        tmp_path, "synthesize", "negatives", "--pairs", pairs, "--out", tmp_path / "g", "--llm-url", url
-    )
+    nameless = ["synthesize", "negatives", "--pairs", pairs, "--out", tmp_path / "g", "--llm-url", url]
+    sentence = refused(tmp_path, *nameless)
     assert sentence.startswith("--llm-model is required with --llm-url")
 
 
@@ -264,10 +261,10 @@ def test_merge_files(tmp_path, tiny_model_folder):
     file = tmp_path / "merge.yaml"
     for content, message in (
         ("experts: {a: x}", r"merge.yaml: base: .*required"),
-        ("base: x\nexperts: {a: x}\nwieghts: {a: 1}", r"wieghts: unknown key.* 'weights'"),
+        ("base: x\nexperts: {a: x}\nwieghts: {a: 1}", r"unknown key 'wieghts'; did you mean 'weights'"),
         ("base: x\nexperts: {a: x}\nmethod: tise", r"no 'tise'.*'ties'"),
         ("base: x\nexperts: {a: x}\nweights: {b: 1}", r"weights: .*'?b'?"),
-        ("base: [x", r"merge.yaml:\d+: not valid YAML"),
+        ("base: [x", r"merge.yaml: not valid YAML .*line 1, column 7"),
         (f"base: {tiny_model_folder}\nexperts: {{a: {tmp_path}/none}}\nweights: {{a: 1}}", r"none: "),
     ):
         file.write_text(content)
@@ -298,16 +295,6 @@ def test_as_a_process_there_is_one_line_and_no_traceback(tmp_path, collection, r
         assert (done.code, done.out) == (2, "")
         assert done.err.startswith("medley: ") and done.err.count("\n") == 1, done.err
     assert contents(tmp_path) == before
-
-
-ON_A_SMALL_DISK = """
-mount -t tmpfs -o size=$1 tmpfs "$2" || exit 77
-shift
-"$@"
-code=$?
-find "$1" -mindepth 1 -name '.*' ! -name .lock
-exit $code
-"""
 
 
 def on_a_small_disk(size: str, disk: Path, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -38,9 +38,23 @@ def main() -> None:
     except MedleyError as problem:
         print(f"medley: {problem}", file=sys.stderr)
         sys.exit(problem.exit_code)
+    except ValueError as problem:
+        print(f"medley: {_setting_out_of_range(problem)}", file=sys.stderr)
+        sys.exit(InputError.exit_code)
     except KeyboardInterrupt:
         print("medley: interrupted; run the same command again to continue.", file=sys.stderr)
         sys.exit(130)
+
+
+def _setting_out_of_range(problem: ValueError) -> str:
+    """What an option's value breaks, in one sentence; any other ValueError is a defect and is raised again."""
+    from pydantic import ValidationError
+
+    from medley.recipe import Recipe, explain
+
+    if not isinstance(problem, ValidationError):
+        raise problem
+    return explain(problem, Recipe)
 
 
 @app.command()
@@ -440,7 +454,7 @@ def _print_results(results: dict[str, Any], as_json: bool) -> None:
     variants = results["variants"]
     tasks = list(dict.fromkeys(task for variant in variants.values() for task in variant["tasks"]))
     table = Table(title="nDCG@10")
-    table.add_column("model")
+    table.add_column("model", no_wrap=True)
     for task in tasks:
         table.add_column(task, justify="right")
     table.add_column("mean", justify="right")
@@ -454,4 +468,5 @@ def _print_results(results: dict[str, Any], as_json: bool) -> None:
         if name in against:
             cells += [f"{against[name]['difference']:+.4f}", f"{against[name]['p_holm']:.4f}"]
         table.add_row(name, *cells)
-    Console().print(table)
+    console = Console()
+    Console(width=None if console.is_terminal else 120).print(table)

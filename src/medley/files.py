@@ -11,6 +11,7 @@ import errno
 import gzip
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -95,20 +96,29 @@ def explained_write_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write into one sentence with the path and the remedy."""
     try:
         yield
-    except OSError as problem:
-        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as problem:
+        number = _system_error(problem)
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(
                 f"{path}: the disk is full; free some space and run the same command again (nothing finished is lost)."
             ) from problem
-        if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise OutputError(
-                f"{path}: cannot be written ({problem.strerror}); choose another --out."
+                f"{path}: cannot be written ({os.strerror(number)}); choose another --out."
             ) from problem
-        if problem.errno in (errno.EEXIST, errno.ENOTDIR):
+        if number in (errno.EEXIST, errno.ENOTDIR):
             raise OutputError(
                 f"{path}: a file stands where a folder is needed; choose another --out."
             ) from problem
         raise
+
+
+def _system_error(problem: Exception) -> int | None:
+    """The operating system's error number; safetensors hides it in the text of an error of its own."""
+    if isinstance(problem, OSError):
+        return problem.errno
+    hidden = re.search(r"\(os error (\d+)\)", str(problem)) if type(problem).__name__ == "SafetensorError" else None
+    return int(hidden[1]) if hidden else None
 
 
 def replace(temporary: Path, path: Path) -> None:

@@ -274,13 +274,17 @@ def explain(problem: ValidationError, model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         known = _fields_at(model, error["loc"][:-1])
-        return f"{key}: unknown key{_nearest(str(error['loc'][-1]), known)}."
+        return _sentence(f"{key}: unknown key{_nearest(str(error['loc'][-1]), known)}")
     if error["type"] == "missing":
         return f"{key}: this key is required; add it."
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
-        return f"{key + ': ' if key else ''}{message}."
+        return _sentence(f"{key + ': ' if key else ''}{message}")
     return f"{key}: {message[0].lower()}{message[1:]} (found {error['input']!r})."
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith("?") else f"{text}."
 
 
 def _nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:

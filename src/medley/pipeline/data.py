@@ -97,7 +97,7 @@ def build_generated(
     settings = recipe.negatives.generated
     if settings is None:
         raise MedleyError("nothing to generate: the recipe's negatives.generated is null")
-    seen = read_pairs(needs.get(f"mine/{name}", needs[f"sources/{name}"]) / PAIRS)
+    seen = _with_all_known(needs, name)
     if recipe.llm is not None:
         from medley.llm import open_chat
         from medley.synthesize.negatives import generate_negatives
@@ -118,6 +118,15 @@ def build_generated(
     )
     write_json(out / COUNTS, dict(generated.counts))
     return {"pairs": len(generated.pairs), "counts": dict(generated.counts)}
+
+
+def _with_all_known(needs: Mapping[str, Path], name: str) -> list[TrainingPair]:
+    """A source's pairs with judged negatives first, then mined ones: judged siblings are the nearest in topic."""
+    judged = read_pairs(needs[f"sources/{name}"] / PAIRS)
+    mined = _optional(needs.get(f"mine/{name}"), judged)
+    return [
+        pair.with_negatives(extra.negatives, extra.provenance) for pair, extra in zip(judged, mined, strict=True)
+    ]
 
 
 def _only_new(before: TrainingPair, after: TrainingPair) -> TrainingPair:

@@ -11,6 +11,7 @@ from medley.collections import Collection, load_collection
 from medley.encoder import model_identity
 from medley.errors import PairsError
 from medley.fingerprint import fingerprint, fingerprint_file, fingerprint_path
+from medley.pairs import read_pairs
 
 ALL = "all"
 """Name of the model trained on all the data together."""
@@ -38,11 +39,12 @@ class Inputs:
         return {spec: self.collection(spec).identity for spec in specs}
 
     def pairs_file(self, path: str) -> str:
-        """Content fingerprint of a pairs file or data-set folder."""
+        """Content fingerprint of a pairs file or data-set folder, every row of which is checked."""
         if path not in self.identities:
             location = expanded(path)
             if not location.exists():
                 raise PairsError(f"{path}: no such pairs file; check the path in the recipe's sources.")
+            read_pairs(location)
             self.identities[path] = fingerprint_path(location)
         return self.identities[path]
 

@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from medley.encoder import check_decoder
-from medley.pipeline import data, models, proof
+from medley.pipeline import cost, data, models, proof
 from medley.pipeline.inputs import ALL, Inputs, code_of
+from medley.prompts.choose import library
 from medley.recipe import Expert, Recipe
 from medley.run import Step
 
@@ -109,6 +110,7 @@ def _data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                     partial(data.build_generated, recipe, inputs, name),
                     needs=(f"sources/{name}", *((mine_id,) if mines else ())),
                     code=code_of("pipeline/data.py", "synthesize", "llm.py"),
+                    cost=cost.cost_of_generation(recipe, inputs, name),
                 )
             )
     return steps
@@ -155,13 +157,15 @@ def _model_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
         )
     for name, expert in {**recipe.experts, ALL: _all_data(recipe)}.items():
         dev = expert.dev or recipe.merge.dev
+        method = expert.prompts or recipe.prompts.method
+        candidates = len(library()) + 1 if method == "library" else 0
         steps.append(
             Step(
                 "prompts",
                 name,
                 {
                     **base,
-                    "method": expert.prompts or recipe.prompts.method,
+                    "method": method,
                     "seed_instruction": recipe.sources[expert.sources[0]].instruction,
                     "dev": inputs.collection_identities(dev),
                     "seed": recipe.seed,
@@ -169,6 +173,7 @@ def _model_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                 partial(models.build_prompt, recipe, inputs, name, expert),
                 needs=base_need,
                 code=code_of("pipeline/models.py", "prompts"),
+                cost=cost.cost_of_prompts(recipe, inputs, dev, candidates),
             )
         )
     for name, expert in recipe.experts.items():
@@ -189,6 +194,7 @@ def _model_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
             partial(models.build_search, recipe, inputs),
             needs=(*base_need, *experts, f"prompts/{ALL}"),
             code=code_of("pipeline/models.py", "merge", "expert.py"),
+            cost=cost.cost_of_search(recipe, inputs),
         )
     )
     steps.append(
@@ -199,6 +205,7 @@ def _model_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
             partial(models.build_merged, recipe, inputs),
             needs=("merge/search", *base_need, *experts, f"prompts/{ALL}"),
             code=code_of("pipeline/models.py", "merge", "expert.py"),
+            cost=cost.cost_of_model(recipe),
         )
     )
     return steps
@@ -230,6 +237,9 @@ def _train_step(recipe: Recipe, inputs: Inputs, name: str, experts: dict[str, Ex
         partial(models.build_expert, recipe, name, experts),
         needs=(*_base_need(recipe), *needs, *((f"prompts/{ALL}",) if name == ALL else ())),
         code=code_of("pipeline/models.py", "train", "expert.py"),
+        cost=cost.cost_of_training(
+            recipe, inputs, list(dict.fromkeys(s for expert in experts.values() for s in expert.sources))
+        ),
     )
 
 
@@ -261,6 +271,7 @@ def _proof_steps(recipe: Recipe, inputs: Inputs, folder: Path) -> list[Step]:
             partial(proof.build_evaluation, recipe, inputs, variant),
             needs=needs,
             code=code_of("pipeline/proof.py", "evaluate", "search.py", "expert.py"),
+            cost=cost.cost_of_evaluation(recipe, inputs, variant),
         )
         for variant, (settings, needs) in wanted.items()
     ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from medley.files import write_text
+from medley.errors import CollectionError, LeakError, PairsError
+from medley.files import remove, write_text
 from medley.pipeline.plan import STAGES, plan_steps
 from medley.pipeline.proof import publish_model
 from medley.recipe import Recipe, load_recipe, write_recipe
@@ -21,9 +22,15 @@ def run_recipe(recipe: Recipe, folder: Path, *, until: str | None = None) -> Pat
     """
     check_until(until, STAGES)
     steps = plan_steps(recipe, folder)
+    there_before = folder.exists()
     claim_folder(folder, recipe.name)
-    write_text(folder / RECIPE, write_recipe(recipe))
-    execute(folder, steps, name=recipe.name, seed=recipe.seed, until=until)
+    try:
+        write_text(folder / RECIPE, write_recipe(recipe))
+        execute(folder, steps, name=recipe.name, seed=recipe.seed, until=until)
+    except (LeakError, CollectionError, PairsError):
+        if not there_before and not any(read_artefact(folder, step.id) for step in steps):
+            remove(folder)  # nothing was made, so nothing is left behind
+        raise
     if read_artefact(folder, "merge/model") is not None:
         publish_model(folder)
     return folder

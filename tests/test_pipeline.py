@@ -1,0 +1,217 @@
+"""The pipeline over real parts, in seconds: a random tiny base, twelve passages, two experts of two steps each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import contents, medley, write_collection, write_recipe
+from test_llm import serving
+
+from medley.encoder import encode_passages, encode_queries, open_retriever
+from medley.pipeline import STAGES
+
+VARIANTS = {"merged", "base", "bm25", "all", "expert:a", "expert:b"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
+    """A folder with a finished run; tests that change it work on a copy."""
+    folder = tmp_path_factory.mktemp("place")
+    write_collection(folder / "coll")
+    recipe = write_recipe(folder / "small.yaml", tiny_model_folder, folder / "coll")
+    done = medley("run", recipe, "--out", folder / "run")
+    assert done.code == 0, done.err
+    return folder
+
+
+@pytest.fixture
+def again(place: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run; nothing in it knows where it lay."""
+    return Path(shutil.copytree(place / "run", tmp_path / "run"))
+
+
+def rerun(place: Path, run: Path, *arguments: object) -> list[str]:
+    """The steps that a further call makes."""
+    done = medley("run", place / "small.yaml", "--out", run, *arguments)
+    assert done.code == 0, done.err
+    return [line.split()[1] for line in done.err.splitlines() if line.startswith("[")]
+
+
+def means(run: Path) -> dict[str, float]:
+    variants = json.loads((run / "results.json").read_text())["variants"]
+    return {name: result["tasks"]["coll"]["ndcg_at_10"] for name, result in variants.items()}
+
+
+def test_everything_from_data_to_proof_is_there(place):
+    run = place / "run"
+    results = json.loads((run / "results.json").read_text())
+    assert set(results["variants"]) == VARIANTS
+    for result in results["variants"].values():
+        task = result["tasks"]["coll"]
+        assert task["split"] == "test" and set(task["per_query"]) == {"t1", "t2", "t3", "t4"}
+        per_query = [scores["ndcg_at_10"] for scores in task["per_query"].values()]
+        assert task["ndcg_at_10"] == pytest.approx(sum(per_query) / 4)
+        assert {"recall_at_100", "mrr_at_10"} <= set(task)
+    assert means(run)["bm25"] > 0.9, "words decide in this collection"
+    assert {row["b"] for row in results["comparisons"]} == VARIANTS - {"merged"}
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert list(manifest["stages"]) == [stage for stage in STAGES if stage != "pretrain"]
+    assert manifest["seed"] == 3 and manifest["seconds"] > 0 and manifest["versions"]["torch"]
+    page = (run / "report.html").read_text()
+    assert "<html" in page and "http://" not in page.replace("http://www.w3.org", "")
+    assert {entry.name for entry in run.iterdir()} == {
+        ".lock", "manifest.json", "model", "recipe.yaml", "report.html", "results.json", "stages",
+    }  # fmt: skip
+
+
+def test_negatives_come_from_judgements_mining_and_perturbation(place):
+    stages = place / "run" / "stages"
+
+    def rows(stage: str) -> list[dict]:
+        return [json.loads(line) for line in (stages / stage / "a" / "pairs.jsonl").read_text().splitlines()]
+
+    judged, mined, generated = rows("sources"), rows("mine"), rows("synthesize")
+    assert len(judged) == len(mined) == len(generated) == 4
+    corpus = {row["positive"] for row in judged} | {text for row in judged for text in row["negatives"]}
+    written = [row for row in generated if row["negatives"]]
+    assert written, "perturbation made nothing"
+    for row in written:
+        assert row["provenance"]["generated"]["kind"] != "llm"
+        assert not set(row["negatives"]) & corpus
+    assert any(row["negatives"] for row in mined)
+    assert all(text != row["positive"] for row in (*mined, *generated) for text in row["negatives"])
+
+
+PLAIN = """
+import json, sys
+import numpy as np
+from sentence_transformers import SentenceTransformer
+model = SentenceTransformer(sys.argv[1])
+texts = json.load(sys.stdin)
+assert not any(name.split(".")[0] == "medley" for name in sys.modules)
+np.savez(sys.argv[2], queries=model.encode_query(texts), passages=model.encode_document(texts))
+"""
+
+
+def test_the_model_opens_without_medley_and_gives_the_scored_vectors(place, tmp_path, tiny_model_folder):
+    texts = ["which penicillin for an ear infection", "Copper is a metal.", "x"]
+    subprocess.run(
+        [sys.executable, "-I", "-c", PLAIN, place / "run" / "model", tmp_path / "plain.npz"],
+        input=json.dumps(texts), text=True, check=True, capture_output=True,
+    )  # fmt: skip
+    plain = np.load(tmp_path / "plain.npz")
+    ours = open_retriever(str(place / "run" / "model"))
+    assert ours.instruction
+    np.testing.assert_allclose(plain["queries"], encode_queries(ours, texts), atol=1e-5)
+    np.testing.assert_allclose(plain["passages"], encode_passages(ours, texts), atol=1e-5)
+    search = json.loads((place / "run/stages/merge/search/search.json").read_text())
+    gate = json.loads((place / "run/manifest.json").read_text())["stages"]["merge"]["model"]["summary"]
+    assert gate["min_cosine_to_scored"] > 0.9999
+    assert gate["min_cosine_to_base"] < 0.99999 and any(search["best"]["coefficients"].values())
+
+
+def test_a_finished_run_does_nothing_and_says_so(place, again):
+    before = contents(again)
+    assert rerun(place, again) == []
+    after = contents(again)
+    changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
+    assert changed <= {"manifest.json"}
+    states = medley("status", again, "--json").json()
+    assert {state["state"] for state in states} == {"done"}
+
+
+def test_a_changed_learning_rate_redoes_what_depends_on_it_and_status_says_why(place, again):
+    change = ("--set", "train.learning_rate=0.02")
+    plan = medley("run", place / "small.yaml", "--out", again, "--plan", "--json", *change).json()
+    stale = {row["step"]: row["why"] for row in plan if row["state"] != "done"}
+    dependent = {"train/a", "train/b", "train/all", "merge/search", "merge/model", "report/report"}
+    dependent |= {f"evaluate/{variant}" for variant in VARIANTS - {"base", "bm25"}}
+    assert set(stale) == dependent
+    assert stale["train/a"] == "train.learning_rate: 0.01 -> 0.02"
+    assert "train/a changed" in stale["merge/search"]
+    # a run that stops early leaves the rest stale, and status names the reason
+    assert rerun(place, again, "--until", "train", *change) == ["train/a", "train/b", "train/all"]
+    rows = {row["step"]: row for row in medley("status", again, "--json").json()}
+    assert rows["train/a"]["state"] == "done" and rows["evaluate/base"]["state"] == "done"
+    assert rows["merge/search"]["state"] == "stale" and "train/a changed" in rows["merge/search"]["why"]
+    text = medley("status", again).out
+    assert any(line.startswith("stale") and "merge/search" in line for line in text.splitlines())
+
+
+def test_a_changed_seed_of_the_merge_search_leaves_the_experts_alone(place, again):
+    change = ("--set", "merge.search.grid=[0, 1]", "--until", "merge")
+    assert rerun(place, again, *change) == ["merge/search", "merge/model"]
+
+
+def test_a_changed_evaluation_only_evaluates(place, again):
+    steps = rerun(place, again, "--set", f"evaluate.medical=['{place}/coll:test', '{place}/coll:dev']")
+    # held-out collections are leak-checked, so sources are read again; their content is the same
+    assert {step.split("/")[0] for step in steps} <= {"evaluate", "report"}
+    assert {step.removeprefix("evaluate/") for step in steps if step.startswith("evaluate")} == VARIANTS
+
+
+def test_fewer_baselines_only_write_the_report_again(place, again):
+    assert rerun(place, again, "--set", "evaluate.baselines=[base]") == ["report/report"]
+    assert set(means(again)) == {"merged", "base"}
+
+
+def test_an_edited_corpus_is_noticed_by_its_content(place, tmp_path, tiny_model_folder):
+    collection = Path(shutil.copytree(place / "coll", tmp_path / "coll"))
+    recipe = write_recipe(tmp_path / "small.yaml", tiny_model_folder, collection)
+    assert medley("run", recipe, "--out", tmp_path / "run", "--until", "mine").code == 0
+    assert {r["state"] for r in medley("status", tmp_path / "run", "--json").json()[:4]} == {"done"}
+    corpus = collection / "corpus.jsonl"
+    corpus.write_text(corpus.read_text().replace("900 years", "800 years"))
+    rows = {row["step"]: row for row in medley("status", tmp_path / "run", "--json").json()}
+    assert rows["sources/a"]["state"] == "stale" and rows["sources/a"]["why"].startswith("content: ")
+    assert rows["mine/a"]["state"] == "stale"
+
+
+def test_until_and_plan(place, tmp_path):
+    recipe = place / "small.yaml"
+    before = contents(tmp_path)
+    plan = medley("run", recipe, "--out", tmp_path / "run", "--plan", "--json")
+    assert contents(tmp_path) == before, "--plan touches nothing"
+    assert {row["state"] for row in plan.json()} == {"missing"}
+    done = medley("run", recipe, "--out", tmp_path / "run", "--until", "synthesize")
+    assert done.code == 0 and done.out == ""
+    rows = medley("status", tmp_path / "run", "--json").json()
+    made = [row["step"] for row in rows if row["state"] == "done"]
+    assert made == [f"{stage}/{name}" for stage in ("sources", "mine", "synthesize") for name in "ab"]
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_pretraining_comes_before_the_experts(place, tmp_path):
+    pretrain = f"pretrain={{collections: ['{place}/coll:dev'], train: {{lora: null, max_steps: 1, batch_size: 4}}}}"
+    done = medley("run", place / "small.yaml", "--out", tmp_path / "run", "--until", "train", "--set", pretrain)  # fmt: skip
+    assert done.code == 0, done.err
+    rows = {row["step"]: row for row in medley("status", tmp_path / "run", "--json").json()}
+    assert rows["pretrain/base"]["state"] == rows["train/all"]["state"] == "done"
+    assert "evaluate/pretrained" in rows
+    assert (tmp_path / "run/stages/pretrain/base/model/model.safetensors").is_file()
+
+
+def test_with_an_endpoint_the_generated_negatives_come_from_it(place, tmp_path, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with serving() as server:
+        server.script = lambda number, body: f"Passage number {number} is a fluent text about something else altogether."  # fmt: skip
+        llm = f"llm={{base_url: '{server.url}', model: m, concurrency: 1}}"
+        call = ["run", place / "small.yaml", "--out", tmp_path / "run", "--until", "synthesize", "--set", llm]
+        assert medley(*call).code == 0
+        assert len(server.bodies) == 8
+        asked = [body["messages"][-1]["content"] for body in server.bodies]
+        assert "first tablet for high sugar in type 2 diabetes" in "".join(asked)
+        rows = [json.loads(line) for line in (tmp_path / "run/stages/synthesize/a/pairs.jsonl").open()]
+        assert all(row["negatives"][0].startswith("Passage number") for row in rows)
+        assert all(row["provenance"]["generated"]["kind"] == "llm" for row in rows)
+        # the artefact is lost, the replies are not: nothing is asked twice
+        shutil.rmtree(tmp_path / "run/stages/synthesize/a")
+        assert medley(*call).code == 0
+        assert len(server.bodies) == 8
