@@ -49,7 +49,9 @@ def run_all(out: Path, seeds: list[int]) -> dict[tuple[str, int], dict[str, Any]
 
 def best_expert(variants: dict[str, Any]) -> str:
     """The single expert with the highest mean test score: the hardest one to beat, known only afterwards."""
-    return max((name for name in variants if name.startswith("expert:")), key=lambda n: mean_score(variants[n]))
+    return max(
+        (name for name in variants if name.startswith("expert:")), key=lambda n: mean_score(variants[n])
+    )
 
 
 def pooled(results: dict[int, dict[str, Any]], other: str | None) -> Any:
@@ -68,7 +70,9 @@ def pooled(results: dict[int, dict[str, Any]], other: str | None) -> Any:
 
 def show(results: dict[tuple[str, int], dict[str, Any]], seeds: list[int]) -> None:
     """Print the tables."""
-    shared = {name: v for name, v in results["plain", seeds[0]]["variants"].items() if name in ("base", "bm25")}
+    shared = {
+        name: v for name, v in results["plain", seeds[0]]["variants"].items() if name in ("base", "bm25")
+    }
     tasks = list(shared["base"]["tasks"])
     for condition in CONDITIONS:
         print(f"\n### {condition}: nDCG@10\n")
@@ -104,13 +108,17 @@ def show(results: dict[tuple[str, int], dict[str, Any]], seeds: list[int]) -> No
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/miniature"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     arguments = parser.parse_args()
     results = run_all(arguments.out, arguments.seeds)
     for (condition, seed), result in results.items():
-        stage = arguments.out / f"miniature-{condition}-{seed}" / "stages" / "merge" / "search" / "search.json"
+        stage = (
+            arguments.out / f"miniature-{condition}-{seed}" / "stages" / "merge" / "search" / "search.json"
+        )
         result["search"] = json.loads(stage.read_text(encoding="utf-8"))["best"]
     show(results, arguments.seeds)
 

@@ -117,7 +117,11 @@ def _system_error(problem: Exception) -> int | None:
     """The operating system's error number; safetensors hides it in the text of an error of its own."""
     if isinstance(problem, OSError):
         return problem.errno
-    hidden = re.search(r"\(os error (\d+)\)", str(problem)) if type(problem).__name__ == "SafetensorError" else None
+    hidden = (
+        re.search(r"\(os error (\d+)\)", str(problem))
+        if type(problem).__name__ == "SafetensorError"
+        else None
+    )
     return int(hidden[1]) if hidden else None
 
 

@@ -53,7 +53,6 @@ def attach(retriever: Retriever, deltas: Mapping[str, LowRank], *, where: str = 
 
     Raises ModelError when a layer is missing, not linear, of another size, or carries a delta already.
     """
-    import torch
 
     modules = linear_layers(retriever, deltas, where=where)
     for name, module in modules.items():

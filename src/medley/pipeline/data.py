@@ -125,7 +125,8 @@ def _with_all_known(needs: Mapping[str, Path], name: str) -> list[TrainingPair]:
     judged = read_pairs(needs[f"sources/{name}"] / PAIRS)
     mined = _optional(needs.get(f"mine/{name}"), judged)
     return [
-        pair.with_negatives(extra.negatives, extra.provenance) for pair, extra in zip(judged, mined, strict=True)
+        pair.with_negatives(extra.negatives, extra.provenance)
+        for pair, extra in zip(judged, mined, strict=True)
     ]
 
 

@@ -269,7 +269,7 @@ def variant_retriever(recipe: Recipe, variant: str, needs: Mapping[str, Path]) -
         return _base_retriever(recipe, needs, instruction_of(needs, ALL))
     name = variant.removeprefix("expert:")
     expert = read_expert(needs[f"train/{name}"] / "adapter", name=name)
-    # folded in float32 and then cast, exactly as the merged model is, so that the rows of the table differ in nothing else
+    # folded in float32 and then cast, exactly as the merged model is: rows of the table differ in nothing else
     exact = recipe.retriever.model_copy(update={"dtype": "float32"})
     retriever = build_retriever(base_of(recipe, needs), exact, instruction=expert.instruction)
     fold(retriever, expert.layers, where=name)
