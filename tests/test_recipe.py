@@ -60,3 +60,23 @@ def test_missing_and_malformed_files(tmp_path):
 def test_overrides_reach_any_depth():
     recipe = load_recipe(DEMO, ["train.lora.rank=3", "seed=5", "merge.search.grid=[0, 1]"])
     assert (recipe.train.lora.rank, recipe.seed, recipe.merge.search.grid) == (3, 5, (0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("override", "home"),
+    [
+        ("negatives.mined.margin=0.5", "negatives.guard.margin"),
+        ("negatives.generated.llm.temperature=0.1", "llm.temperature"),
+        ("negatives.generated.perturbation.per_query=2", "negatives.generated.per_query"),
+        ("merge.search.seed=1", "seed"),
+    ],
+)
+def test_a_value_that_belongs_elsewhere_is_never_silently_ignored(override, home):
+    with pytest.raises(RecipeError, match=f"a recipe says this once, at `{home}`"):
+        load_recipe(DEMO, [override])
+
+
+def test_a_collection_without_a_split_is_read_for_what_it_is_there_for():
+    recipe = load_recipe(DEMO, ["merge.dev=[demo/medicine]", "evaluate={medical: [demo/medicine]}"])
+    assert recipe.merge.dev == ["demo/medicine:dev"], "never chosen on test by accident"
+    assert recipe.evaluate.tasks == ["demo/medicine:test"]

@@ -318,6 +318,7 @@ def evaluate(
     from medley.collections import load_collection
     from medley.encoder import open_retriever
     from medley.evaluate.scores import evaluate_bm25, evaluate_retriever
+    from medley.expert import open_expert
     from medley.files import write_json
 
     collections = [load_collection(spec, keep_empty=keep_empty) for spec in task]
@@ -325,7 +326,10 @@ def evaluate(
         description: dict[str, Any] = {"name": "bm25"}
         scores = evaluate_bm25(collections)
     else:
-        retriever = open_retriever(model, dtype=dtype)
+        if (Path(model) / "adapter_config.json").is_file():
+            retriever = open_expert(Path(model), dtype=dtype)
+        else:
+            retriever = open_retriever(model, dtype=dtype)
         instructions = {c.name: instruction for c in collections} if instruction is not None else None
         description = {"name": model, "identity": retriever.identity()}
         scores = evaluate_retriever(retriever, collections, instructions=instructions)

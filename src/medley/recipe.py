@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from medley.collections import split_spec
 from medley.encoder import RetrieverSettings
 from medley.errors import RecipeError
 from medley.llm import LlmSettings
@@ -26,6 +27,13 @@ from medley.train.settings import PretrainSettings, TrainSettings
 STRICT = ConfigDict(frozen=True, extra="forbid")
 NegativeKind = Literal["judged", "mined", "generated"]
 Baseline = Literal["bm25", "base", "experts", "all"]
+
+
+def _refuse_elsewhere(settings: BaseModel, name: str, homes: Mapping[str, str]) -> None:
+    """Refuse a value that the recipe says at another place, so that no key is silently ignored."""
+    for key, home in homes.items():
+        if getattr(settings, key) != type(settings).model_fields[key].get_default(call_default_factory=True):
+            raise ValueError(f"{name}.{key}: a recipe says this once, at `{home}`; set it there")
 
 
 class Source(BaseModel):
@@ -54,7 +62,7 @@ class GuardSettings(BaseModel):
     margin: float | None = Field(
         0.95,
         gt=0,
-        le=1.5,
+        le=1,
         description="a negative must score below margin x the positive's score; null: no margin",
     )
 
@@ -70,6 +78,20 @@ class GeneratedSettings(BaseModel):
         PerturbationSettings(), description="how positives are rewritten"
     )
 
+    @model_validator(mode="after")
+    def _said_once(self) -> GeneratedSettings:
+        elsewhere = {key: f"llm.{key}" for key in ("concurrency", "temperature", "max_tokens")}
+        per_query = {"per_query": "negatives.generated.per_query"}
+        _refuse_elsewhere(self.llm, "llm", elsewhere | per_query)
+        _refuse_elsewhere(self.perturbation, "perturbation", per_query)
+        return self
+
+    @property
+    def files(self) -> list[str]:
+        """Files of the user's own whose content decides what is generated."""
+        given = (self.llm.prompt, self.perturbation.siblings, self.perturbation.antonyms)
+        return [str(path) for path in given if path is not None]
+
 
 class NegativeSettings(BaseModel):
     """Hard negatives: how they are mined and generated; each expert says which kinds it trains with."""
@@ -84,6 +106,12 @@ class NegativeSettings(BaseModel):
     kinds: tuple[NegativeKind, ...] = Field(
         ("judged", "mined", "generated"), description="what experts train with unless they say otherwise"
     )
+
+    @model_validator(mode="after")
+    def _said_once(self) -> NegativeSettings:
+        if self.mined is not None:
+            _refuse_elsewhere(self.mined, "mined", {"margin": "negatives.guard.margin"})
+        return self
 
 
 class Expert(BaseModel):
@@ -113,6 +141,11 @@ class MergeSettings(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "bfloat16", description="of the saved weights; float32 loses nothing of a small update"
     )
+
+    @model_validator(mode="after")
+    def _said_once(self) -> MergeSettings:
+        _refuse_elsewhere(self.search, "search", {"dev": "merge.dev", "seed": "seed"})
+        return self
 
 
 class EvaluateSettings(BaseModel):
@@ -242,25 +275,53 @@ def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
         recipe = Recipe.model_validate(raw)
     except ValidationError as problem:
         raise RecipeError(f"{where}: {explain(problem, Recipe)}") from problem
+    return _with_places(recipe)
+
+
+def _with_places(recipe: Recipe) -> Recipe:
+    """The recipe with absolute local paths and a split after every collection (dev to choose, test to prove)."""
+
+    def placed(specs: Sequence[str], default_split: str) -> list[str]:
+        named = [split_spec(spec, default_split) for spec in specs]
+        return [f"{_absolute(name)}:{split}" for name, split in named]
+
+    def source(given: Source) -> Source:
+        given_places = {"pairs": given.pairs, "collection": given.collection}
+        places = {key: value and _absolute(value) for key, value in given_places.items()}
+        return given.model_copy(update=places)
+
+    def expert(given: Expert) -> Expert:
+        return given.model_copy(update={"dev": None if given.dev is None else placed(given.dev, "dev")})
+
+    mined, pretrain = recipe.negatives.mined, recipe.pretrain
+    evaluate, merge = recipe.evaluate, recipe.merge
     return recipe.model_copy(
         update={
             "base": _absolute(recipe.base),
-            "sources": {
-                name: source.model_copy(
-                    update={
-                        "pairs": source.pairs and _absolute(source.pairs),
-                        "collection": source.collection and _absolute(source.collection),
-                    }
-                )
-                for name, source in recipe.sources.items()
-            },
+            "sources": {name: source(given) for name, given in recipe.sources.items()},
+            "experts": {name: expert(given) for name, given in recipe.experts.items()},
+            "negatives": recipe.negatives.model_copy(
+                update={"mined": mined and mined.model_copy(update={"retriever": _absolute(mined.retriever)})}
+            ),
+            "pretrain": pretrain
+            and pretrain.model_copy(update={"collections": placed(pretrain.collections, "train")}),
+            "merge": merge.model_copy(update={"dev": placed(merge.dev, "dev")}),
+            "evaluate": evaluate.model_copy(
+                update={
+                    "groups": {name: placed(specs, "test") for name, specs in evaluate.groups.items()},
+                    "instructions": {
+                        placed([spec], "test")[0]: text for spec, text in evaluate.instructions.items()
+                    },
+                }
+            ),
         }
     )
 
 
 def _absolute(path: str) -> str:
     expanded = Path(path).expanduser()
-    return str(expanded.resolve()) if "$" not in path and path != "tiny" and expanded.exists() else path
+    keep = "$" in path or path in ("tiny", "bm25") or path.startswith("demo/")
+    return path if keep or not expanded.exists() else str(expanded.resolve())
 
 
 def write_recipe(recipe: Recipe) -> str:

@@ -78,7 +78,12 @@ def build_mined(
     settings = recipe.negatives.mined.model_copy(update={"margin": recipe.negatives.guard.margin})
     retriever = None if settings.retriever == "bm25" else open_retriever(settings.retriever)
     mined = mine_negatives(
-        pairs, _passages(recipe, inputs, name), settings, seed=recipe.seed, retriever=retriever
+        pairs,
+        _passages(recipe, inputs, name),
+        settings,
+        seed=recipe.seed,
+        retriever=retriever,
+        relevant=_relevant(recipe, inputs, name),
     )
     write_pairs(out / PAIRS, mined.pairs)
     write_json(out / COUNTS, dict(mined.counts))
@@ -88,6 +93,18 @@ def build_mined(
 def _passages(recipe: Recipe, inputs: Inputs, name: str) -> Sequence[Passage] | None:
     source = recipe.sources[name]
     return inputs.collection(f"{source.collection}:{source.split}").corpus if source.collection else None
+
+
+def _relevant(recipe: Recipe, inputs: Inputs, name: str) -> dict[str, set[str]] | None:
+    """Every passage judged relevant to a query, also where the source's limit left that pair out."""
+    source = recipe.sources[name]
+    if source.collection is None:
+        return None
+    collection = inputs.collection(f"{source.collection}:{source.split}")
+    relevant: dict[str, set[str]] = {}
+    for query_id, query in collection.queries.items():
+        relevant.setdefault(query, set()).update(collection.positives(query_id))
+    return relevant
 
 
 def build_generated(
@@ -103,7 +120,15 @@ def build_generated(
         from medley.synthesize.negatives import generate_negatives
 
         chat = open_chat(recipe.llm, cache=out.parents[2] / "llm-cache.jsonl")
-        asked = settings.llm.model_copy(update={"per_query": settings.per_query})
+        llm = recipe.llm
+        asked = settings.llm.model_copy(
+            update={
+                "per_query": settings.per_query,
+                "concurrency": llm.concurrency,
+                "temperature": llm.temperature,
+                "max_tokens": llm.max_tokens,
+            }
+        )
         generated = generate_negatives(seen, chat, asked, seed=recipe.seed)
     else:
         from medley.synthesize.perturb import perturb_negatives

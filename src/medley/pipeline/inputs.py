@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,7 @@ ALL = "all"
 PACKAGE = Path(medley.__file__).parent
 EVERYWHERE = ("collections.py", "encoder.py", "pairs.py", "template.py")
 """Nouns that decide every stage's result."""
+SOURCES = (".py", ".txt", ".yaml", ".html", ".css")
 
 
 @dataclass
@@ -34,9 +36,10 @@ class Inputs:
             self.collections[spec] = load_collection(spec, keep_empty=self.keep_empty)
         return self.collections[spec]
 
-    def collection_identities(self, specs: list[str]) -> dict[str, str]:
-        """Content fingerprints by spec."""
-        return {spec: self.collection(spec).identity for spec in specs}
+    def collection_identities(self, specs: Iterable[str]) -> dict[str, str]:
+        """Content fingerprints by name and split: where the files lie does not count."""
+        collections = [self.collection(spec) for spec in specs]
+        return {f"{collection.name}:{collection.split}": collection.identity for collection in collections}
 
     def pairs_file(self, path: str) -> str:
         """Content fingerprint of a pairs file or data-set folder, every row of which is checked."""
@@ -64,9 +67,9 @@ def expanded(path: str) -> Path:
 
 
 def code_of(*places: str) -> str:
-    """Fingerprint of the source code of some modules or packages of Medley, and of the nouns that all depend on."""
+    """Fingerprint of some modules or packages of Medley (their tables and prompts too), and of the common nouns."""
     files: list[Path] = []
     for place in (*places, *EVERYWHERE):
         path = PACKAGE / place
-        files += sorted(path.rglob("*.py")) if path.is_dir() else [path]
+        files += sorted(f for f in path.rglob("*") if f.suffix in SOURCES) if path.is_dir() else [path]
     return fingerprint([[file.relative_to(PACKAGE).as_posix(), fingerprint_file(file)] for file in files])

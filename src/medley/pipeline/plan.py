@@ -66,14 +66,14 @@ def _data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                 "sources",
                 name,
                 {
-                    "source": source.model_dump(),
+                    "source": source.model_dump(exclude={"pairs", "collection"}),
                     "content": content,
                     "held_out": inputs.collection_identities(held_out),
                     "leaks": recipe.leaks,
                     "seed": recipe.seed,
                 },
                 partial(data.build_source, recipe, inputs, name, held_out),
-                code=code_of("pipeline/data.py", "leaks.py"),
+                code=code_of("pipeline/data.py", "leaks.py", "overlap.py"),
             )
         )
         kinds = _kinds_of(recipe, name)
@@ -86,14 +86,14 @@ def _data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                     "mine",
                     name,
                     {
-                        "mined": mined.model_dump(),
+                        "mined": mined.model_dump(exclude={"retriever", "margin"}),
                         "margin": recipe.negatives.guard.margin,
                         "retriever": "bm25" if mined.retriever == "bm25" else inputs.model(mined.retriever),
                         "seed": recipe.seed,
                     },
                     partial(data.build_mined, recipe, inputs, name),
                     needs=(f"sources/{name}",),
-                    code=code_of("pipeline/data.py", "mine.py", "search.py"),
+                    code=code_of("pipeline/data.py", "mine.py", "overlap.py", "search.py"),
                 )
             )
         generated = recipe.negatives.generated
@@ -104,7 +104,12 @@ def _data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                     name,
                     {
                         "generated": generated.model_dump(mode="json"),
-                        "llm": recipe.llm.model_dump(mode="json") if recipe.llm else None,
+                        "llm": recipe.llm.model_dump(
+                            mode="json", include={"model", "max_tokens", "temperature"}
+                        )
+                        if recipe.llm
+                        else None,
+                        "files": {file: inputs.pairs_file(file) for file in generated.files},
                         "seed": recipe.seed,
                     },
                     partial(data.build_generated, recipe, inputs, name),
@@ -147,7 +152,7 @@ def _model_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                 "base",
                 {
                     **base,
-                    "pretrain": recipe.pretrain.model_dump(mode="json"),
+                    "pretrain": recipe.pretrain.model_dump(mode="json", exclude={"collections"}),
                     "corpora": inputs.collection_identities(recipe.pretrain.collections),
                     "seed": recipe.seed,
                 },
@@ -172,7 +177,7 @@ def _model_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                 },
                 partial(models.build_prompt, recipe, inputs, name, expert),
                 needs=base_need,
-                code=code_of("pipeline/models.py", "prompts"),
+                code=code_of("pipeline/models.py", "prompts", "merge/pool.py", "search.py"),
                 cost=cost.cost_of_prompts(recipe, inputs, dev, candidates),
             )
         )
@@ -187,13 +192,13 @@ def _model_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
             "search",
             {
                 **base,
-                "merge": recipe.merge.model_dump(mode="json"),
+                "merge": recipe.merge.model_dump(mode="json", exclude={"dev", "dtype"}),
                 "dev": inputs.collection_identities(recipe.merge.dev),
                 "seed": recipe.seed,
             },
             partial(models.build_search, recipe, inputs),
             needs=(*base_need, *experts, f"prompts/{ALL}"),
-            code=code_of("pipeline/models.py", "merge", "expert.py"),
+            code=code_of("pipeline/models.py", "merge", "expert.py", "lowrank.py", "search.py"),
             cost=cost.cost_of_search(recipe, inputs),
         )
     )
@@ -204,7 +209,7 @@ def _model_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
             {**base, "dtype": recipe.merge.dtype, "name": recipe.name},
             partial(models.build_merged, recipe, inputs),
             needs=("merge/search", *base_need, *experts, f"prompts/{ALL}"),
-            code=code_of("pipeline/models.py", "merge", "expert.py"),
+            code=code_of("pipeline/models.py", "merge", "expert.py", "lowrank.py"),
             cost=cost.cost_of_model(recipe),
         )
     )
@@ -270,7 +275,7 @@ def _proof_steps(recipe: Recipe, inputs: Inputs, folder: Path) -> list[Step]:
             },
             partial(proof.build_evaluation, recipe, inputs, variant),
             needs=needs,
-            code=code_of("pipeline/proof.py", "evaluate", "search.py", "expert.py"),
+            code=code_of("pipeline/proof.py", "evaluate", "search.py", "expert.py", "lowrank.py"),
             cost=cost.cost_of_evaluation(recipe, inputs, variant),
         )
         for variant, (settings, needs) in wanted.items()

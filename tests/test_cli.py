@@ -1,0 +1,287 @@
+"""The command line: what DESIGN promises of each command, from help to the last number."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from small import (
+    Outcome,
+    contents,
+    medley,
+    medley_process,
+    training_rows,
+    write_collection,
+    write_lines,
+    write_recipe,
+)
+
+COMMANDS = {
+    "demo": ["--out"],
+    "run": ["RECIPE", "--out", "--until", "--set", "--plan"],
+    "status": ["FOLDER"],
+    "mine": ["--pairs", "--out", "--retriever", "--corpus"],
+    "synthesize negatives": ["--pairs", "--out", "--llm-url", "--llm-model", "--concurrency", "--budget-tokens"],
+    "synthesize queries": ["--corpus", "--out", "--llm-url", "--llm-model"],
+    "tune-prompt": ["MODEL", "--collection", "--method", "--out"],
+    "train": ["--base", "--pairs", "--out"],
+    "merge": ["MERGE_FILE", "--out"],
+    "search-merge": ["MERGE_FILE", "--out"],
+    "evaluate": ["MODEL", "--task", "--out", "--json"],
+    "compare": ["RESULTS", "--json"],
+    "leaks": ["--pairs", "--against", "--json"],
+    "report": ["FOLDER"],
+}  # fmt: skip
+"""Every command with the arguments and options that others rely on (DESIGN, Command line)."""
+LEAK_KEYS = ["row", "field", "against", "id", "kind", "similarity"]
+
+
+def commands() -> set[str]:
+    """All commands that the program has, subcommands included."""
+    import typer.main
+
+    from medley.cli import app
+
+    group = typer.main.get_command(app)
+    found = set()
+    for name, command in group.commands.items():
+        inner = getattr(command, "commands", None)
+        found |= {f"{name} {sub}" for sub in inner} if inner else {name}
+    return found
+
+
+def test_the_commands_are_those_that_were_promised():
+    assert commands() == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command):
+    done = medley(*command.split(), "--help")
+    assert done.code == 0 and done.err == ""
+    assert re.match(rf"Usage: .*\b{command} ", done.out)
+    for word in COMMANDS[command]:
+        assert word.lower() in done.out.lower()
+    description = done.out.split("\n\n")[1].strip()
+    assert description.endswith(".") and len(description) > 20
+    for line in done.out.splitlines():  # every option says what it is for; a long one on the next line
+        if re.match(r"  -", line):
+            assert re.search(r"\s{2,}\S", line[3:]) or len(line) > 26, f"{line!r} has no help"
+
+
+def test_the_overview_names_every_command():
+    overview = medley("--help")
+    assert overview.code == 0
+    for command in COMMANDS:
+        assert re.search(rf"^\s+{command.split()[0]}\s+[A-Z]", overview.out, re.MULTILINE)
+
+
+def cpu_seconds(*arguments: str) -> float:
+    """The least CPU time of five runs of a Python process: other work on the machine does not count."""
+    taken = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(taken)
+
+
+def test_help_and_import_are_quick():
+    assert cpu_seconds("-m", "medley", "--help") < 0.5
+    assert cpu_seconds("-c", "import medley") < 0.2
+
+
+def test_help_loads_no_heavy_library():
+    code = (
+        "import sys; sys.argv = ['medley', '--help']\n"
+        "from medley.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(*sorted({name.split('.')[0] for name in sys.modules}), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torch", "transformers", "mteb", "sentence_transformers", "numpy", "pydantic", "yaml", "scipy", "openai"}
+    assert not heavy & set(done.stderr.split())  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a collection and pairs files."""
+    folder = tmp_path_factory.mktemp("work")
+    write_collection(folder / "coll")
+    for name in ("train_a", "train_b"):
+        write_lines(folder / f"{name}.jsonl", training_rows(name))
+    return folder
+
+
+def succeeded(*arguments: object) -> Outcome:
+    done = medley(*arguments)
+    assert done.code == 0, done.err
+    return done
+
+
+def pair_rows(path: Path) -> list[dict]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        assert set(row) == {"query", "positive", "negatives", "instruction", "source", "provenance"}
+    return rows
+
+
+def test_mine(work, tmp_path):
+    given = tmp_path / "given.jsonl"
+    write_lines(given, [{**row, "negatives": []} for row in training_rows("train_a")])
+    done = succeeded(
+        "mine", "--pairs", given, "--corpus", work / "coll", "--out", tmp_path / "mined.jsonl",
+        "--margin", "1", "--depth", "5",
+    )  # fmt: skip
+    rows = pair_rows(tmp_path / "mined.jsonl")
+    assert [row["query"] for row in rows] == [row["query"] for row in training_rows("train_a")]
+    assert sum(len(row["negatives"]) for row in rows) > 0
+    assert done.json()["pairs"] == 4
+
+
+def test_mine_with_a_model(work, tmp_path, tiny_model_folder):
+    succeeded(
+        "mine", "--pairs", work / "train_a.jsonl", "--corpus", work / "coll",
+        "--out", tmp_path / "mined.parquet", "--retriever", tiny_model_folder, "--depth", "4",
+    )  # fmt: skip
+    assert succeeded("mine", "--pairs", tmp_path / "mined.parquet", "--out", tmp_path / "more.jsonl.gz")
+
+
+def test_synthesize_negatives_by_perturbation(work, tmp_path):
+    out = tmp_path / "generated.jsonl"
+    done = succeeded("synthesize", "negatives", "--pairs", work / "train_a.jsonl", "--corpus", work / "coll", "--out", out)  # fmt: skip
+    rows = pair_rows(out)
+    added = [
+        set(row["negatives"]) - set(given["negatives"])
+        for row, given in zip(rows, training_rows("train_a"), strict=True)
+    ]
+    assert done.json()["made"] == sum(map(len, added)) > 0
+    again = tmp_path / "again.jsonl"
+    succeeded("synthesize", "negatives", "--pairs", work / "train_a.jsonl", "--corpus", work / "coll", "--out", again)  # fmt: skip
+    assert again.read_bytes() == out.read_bytes(), "the same seed gives the same text"
+
+
+def test_leaks(work, tmp_path):
+    rows = [
+        {"query": "antibiotic against Lyme disease!", "positive": "Something of its own entirely.", "negatives": []},
+        {"query": "a question that nobody asked before", "positive": "Another passage of its own kind.",
+         "negatives": ["Mumps is a viral infection that causes swollen salivary glands. Vaccination prevents it in most."]},
+    ]  # fmt: skip
+    pairs = write_lines(tmp_path / "p.jsonl", rows)
+    done = succeeded("leaks", "--pairs", pairs, "--against", f"{work}/coll:dev", "--json")
+    found = [json.loads(line) for line in done.out.splitlines()]
+    assert [list(leak) for leak in found] == [LEAK_KEYS, LEAK_KEYS]
+    assert found[0] == {"row": 0, "field": "query", "against": "coll", "id": "d1", "kind": "exact", "similarity": 1.0}
+    assert (found[1]["row"], found[1]["field"], found[1]["id"], found[1]["kind"]) == (1, "negative", "p6", "near")
+    assert 0.8 <= found[1]["similarity"] < 1
+    text = succeeded("leaks", "--pairs", pairs, "--against", f"{work}/coll:dev").out.splitlines()
+    assert len(text) == 2 and text[0].startswith("row 0 query: exact")
+    assert succeeded("leaks", "--pairs", work / "train_b.jsonl", "--against", f"{work}/coll:test", "--json").out.count('"query"') == 0  # fmt: skip
+
+
+def check_results(results: dict) -> dict:
+    """The keys that DESIGN gives to results.json."""
+    assert set(results) == {"model", "tasks"}
+    for task in results["tasks"].values():
+        assert {"split", "ndcg_at_10", "recall_at_100", "mrr_at_10", "per_query"} <= set(task)
+        assert all("ndcg_at_10" in scores for scores in task["per_query"].values())
+    return results["tasks"]
+
+
+def test_evaluate_bm25_and_compare(work, tmp_path, tiny_model_folder):
+    files = [tmp_path / "bm25.json", tmp_path / "model.json"]
+    for model, file in zip(("bm25", tiny_model_folder), files, strict=True):
+        done = succeeded("evaluate", model, "--task", f"{work}/coll:test", "--out", file, "--json")
+        assert done.json() == json.loads(file.read_text())
+        assert set(check_results(done.json())["coll"]["per_query"]) == {"t1", "t2", "t3", "t4"}
+    rows = succeeded("compare", *files, "--json").json()
+    first, second = (json.loads(file.read_text())["tasks"]["coll"]["ndcg_at_10"] for file in files)
+    assert [(row["a"], row["b"]) for row in rows] == [(str(files[0]), str(files[1]))]
+    assert rows[0]["difference"] == pytest.approx(first - second)
+    assert 0 < rows[0]["p_value"] <= rows[0]["p_holm"] <= 1
+    text = succeeded("compare", *files).out
+    assert f"{first - second:+.4f}" in text and "p = " in text
+    assert f"{first:.4f}" in succeeded("evaluate", "bm25", "--task", f"{work}/coll:test").out
+
+
+def test_a_table_of_many_tasks_is_whole_in_a_pipe(tmp_path):
+    for number in range(8):
+        write_collection(tmp_path / f"a_collection_with_a_long_name_{number}")
+    tasks = [part for folder in sorted(tmp_path.iterdir()) for part in ("--task", f"{folder}:test")]
+    table = succeeded("evaluate", "bm25", *tasks).out
+    assert all(f"a_collection_with_a_long_name_{number}" in table for number in range(8))
+    assert len(re.findall(r"\b[01]\.\d{4}\b", table)) == 9
+
+
+def test_evaluate_the_bundled_medicine_collection(tmp_path):
+    done = succeeded("evaluate", "bm25", "--task", "demo/medicine:test", "--out", tmp_path / "r.json", "--json")  # fmt: skip
+    task = check_results(done.json())["medicine"]
+    assert task["split"] == "test" and len(task["per_query"]) == 100
+    assert 0.3 < task["ndcg_at_10"] < 0.95
+
+
+@pytest.fixture(scope="module")
+def experts(work: Path, tiny_model_folder: Path) -> dict[str, str]:
+    """Two experts trained by the command line, with what was printed."""
+    found = {}
+    for name in ("train_a", "train_b"):
+        out = work / f"expert_{name}"
+        done = succeeded(
+            "train", "--base", tiny_model_folder, "--pairs", work / f"{name}.jsonl", "--out", out,
+            "--learning-rate", "0.01", "--batch-size", "4", "--epochs", "2", "--instruction", "Find the passage",
+        )  # fmt: skip
+        printed = done.json()
+        assert (printed["pairs"], printed["steps"]) == (4, 2) and printed["loss"] > 0
+        assert {"adapter_config.json", "adapter_model.safetensors", "medley.json"} <= set(contents(out))
+        found[name.removeprefix("train_")] = str(out)
+    return found
+
+
+def test_merge_then_search_merge_then_evaluate_then_tune(work, tmp_path, experts, tiny_model_folder):
+    content = {"base": str(tiny_model_folder), "experts": experts, "method": "linear", "weights": {"a": 0.6, "b": 0.4}}  # fmt: skip
+    file = tmp_path / "merge.yaml"
+    file.write_text(yaml.safe_dump(content))
+    done = succeeded("merge", file, "--out", tmp_path / "merged")
+    assert done.json()["gate"]["min_cosine_to_scored"] > 0.9999
+
+    search = {"strategy": "surrogate", "encodings": 6, "grid": [0, 0.5, 1], "dev": [f"{work}/coll:dev"]}
+    file.write_text(yaml.safe_dump({**content, "weights": {}, "search": search}))
+    done = succeeded("search-merge", file, "--out", tmp_path / "search")
+    written = json.loads((tmp_path / "search" / "search.json").read_text())
+    assert {"strategy", "encodings", "best", "candidates"} <= set(written)
+    assert done.json() == written["best"] and written["encodings"] <= 6
+    assert {"coefficients", "score", "scores", "real"} <= set(written["candidates"][0])
+    real = [c["score"] for c in written["candidates"] if c["real"]]
+    assert written["best"]["score"] == max(real)
+
+    out = tmp_path / "results.json"
+    done = succeeded("evaluate", tmp_path / "search" / "model", "--task", f"{work}/coll:dev", "--out", out, "--json")  # fmt: skip
+    assert check_results(done.json())["coll"]["ndcg_at_10"] == pytest.approx(written["best"]["score"], abs=1e-6)
+
+    tuned = tmp_path / "prompt.json"
+    done = succeeded("tune-prompt", tmp_path / "merged", "--collection", f"{work}/coll:dev", "--out", tuned)
+    choice = json.loads(tuned.read_text())
+    assert done.out.strip() == choice["instruction"]
+    best = max(candidate["score"] for candidate in choice["candidates"])
+    assert best == next(c["score"] for c in choice["candidates"] if c["instruction"] == choice["instruction"])
+
+
+def test_results_go_to_standard_output_and_progress_to_standard_error(work, tmp_path, tiny_model_folder):
+    recipe = write_recipe(tmp_path / "small.yaml", tiny_model_folder, work / "coll")
+    done = medley_process("run", recipe, "--out", tmp_path / "run", "--until", "prompts", cwd=tmp_path)
+    assert (done.code, done.out) == (0, "")
+    assert done.err.splitlines()[0] == "[1/21] sources/a", "and nothing that a library has to say"
+    assert all(re.fullmatch(r"\[\d+/21\] \w+/\w+", line) for line in done.err.splitlines())
+    done = medley_process("status", tmp_path / "run", "--json", cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    assert [row["state"] for row in done.json()][:9] == ["done"] * 9
+    done = medley_process("evaluate", tiny_model_folder, "--task", f"{work}/coll:test", "--json", cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    check_results(done.json())
