@@ -83,6 +83,12 @@ def test_recipe_keys_types_and_overrides(recipe, override, message):
     )
 
 
+def test_a_search_budget_that_cannot_do_is_told_before_any_training(recipe):
+    run = recipe.parent / "run"
+    sentence = refused(recipe.parent, "run", recipe, "--out", run, "--set", "merge.search.encodings=4")
+    assert re.search(r"search.*encodings", sentence)
+
+
 def test_an_unknown_key_in_the_file_itself(recipe):
     recipe.write_text(recipe.read_text().replace("learning_rate:", "lerning_rate:"))
     sentence = refused(recipe.parent, "run", recipe, "--out", recipe.parent / "run")

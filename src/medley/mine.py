@@ -317,7 +317,7 @@ def _encode(queries: Sequence[tuple[str, str]], retriever: Retriever) -> np.ndar
     for index, (_, instruction) in enumerate(queries):
         groups.setdefault((instruction or None) if retriever.template else None, []).append(index)
     vectors_by_index: dict[int, np.ndarray] = {}
-    for instruction, indices in groups.items():
-        vectors_QH = encode_queries(retriever, [queries[i][0] for i in indices], instruction=instruction)
+    for own, indices in groups.items():
+        vectors_QH = encode_queries(retriever, [queries[i][0] for i in indices], instruction=own)
         vectors_by_index.update(zip(indices, vectors_QH, strict=True))
     return np.stack([vectors_by_index[index] for index in range(len(queries))])

@@ -24,7 +24,11 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(label, total=total)
-            yield lambda count=1: bar.advance(task, count)
+
+            def advance_bar(count: int = 1) -> None:
+                bar.advance(task, count)
+
+            yield advance_bar
         return
     start = last = time.monotonic()
     done = 0

@@ -62,7 +62,7 @@ def train(
     torch.manual_seed(seed)
     model = retriever.model
     # the card is Medley's; a filled widget keeps the trainer from looking for examples in private training text
-    model.model_card_data.widget = ["none"]
+    model.model_card_data.widget = [{"source_sentence": ""}]
     if settings.lora is not None:
         add_adapter(model, settings.lora)
     batch_size = min(settings.batch_size, len(pairs))

@@ -11,7 +11,7 @@ class LoraSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rank: int = Field(16, ge=1, description="rank of the low-rank update")
-    alpha: float = Field(32.0, gt=0, description="the update is scaled by alpha / rank")
+    alpha: int = Field(32, ge=1, description="the update is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout before the update")
     targets: str | list[str] = Field("all-linear", description="PEFT target modules")
 
