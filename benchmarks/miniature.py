@@ -21,7 +21,6 @@ from medley.recipe import load_recipe
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "miniature.yaml"
 CONDITIONS = {"plain": ["judged", "mined"], "generated": ["judged", "mined", "generated"]}
-ORDER = ("merged", "all", "expert:literature", "expert:consumer", "expert:general", "base", "bm25")
 
 
 def run_all(out: Path, seeds: list[int]) -> dict[tuple[str, int], dict[str, Any]]:
@@ -81,8 +80,8 @@ def show(results: dict[tuple[str, int], dict[str, Any]], seeds: list[int]) -> No
         for seed in seeds:
             result = results[condition, seed]
             groups = result["groups"]
-            variants = {**shared, **result["variants"]}
-            for name in ORDER:
+            variants = {**result["variants"], **shared}
+            for name in variants:
                 scores = {task: variants[name]["tasks"][task]["ndcg_at_10"] for task in tasks}
                 means = [sum(scores[t] for t in group) / len(group) for group in groups.values()]
                 cells = [*scores.values(), *means, sum(scores.values()) / len(scores)]

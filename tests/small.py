@@ -150,9 +150,7 @@ def medley(*arguments: object) -> Outcome:
     return Outcome(code if isinstance(code, int) else int(code is not None), out.getvalue(), err.getvalue())
 
 
-def medley_process(
-    *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None
-) -> Outcome:
+def medley_process(*arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> Outcome:
     """Run `python -m medley ...` as a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "medley", *map(str, arguments)],

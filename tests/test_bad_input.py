@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from small import (
     contents,
     medley,
@@ -114,9 +115,7 @@ def test_files_that_are_not_there(tmp_path, recipe):
 def test_a_variable_that_is_not_set(recipe):
     for override in ("merge.dev=['$MEDLEY_NOWHERE/x:dev']", "sources.a={pairs: $MEDLEY_NOWHERE/p.jsonl}"):
         sentence = refused(recipe.parent, "run", recipe, "--out", recipe.parent / "run", "--set", override)
-        assert re.search(
-            r"\$MEDLEY_NOWHERE/.*: the environment variable is not set; export it", sentence
-        )
+        assert re.search(r"\$MEDLEY_NOWHERE/.*: the environment variable is not set; export it", sentence)
 
 
 def test_a_base_that_is_no_decoder(recipe, tmp_path):
@@ -184,7 +183,9 @@ BAD_LINES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("file", "number", "line", "message"), BAD_LINES, ids=[row[3][:45] for row in BAD_LINES])
+@pytest.mark.parametrize(
+    ("file", "number", "line", "message"), BAD_LINES, ids=[row[3][:45] for row in BAD_LINES]
+)
 def test_a_broken_collection(tmp_path, recipe, collection, file, number, line, message):
     replace_line(collection / file, number, line)
     sentence = refused(
@@ -221,9 +222,7 @@ def test_an_endpoint_that_is_down(tmp_path, recipe):
         tmp_path, "synthesize", "negatives", "--pairs", pairs, "--out", tmp_path / "g.jsonl", *llm
     )
     assert sentence.startswith(f"{url}: no language model")
-    done = medley(
-        "run", recipe, "--out", tmp_path / "run", "--set", f"llm={{base_url: '{url}', model: m}}"
-    )
+    done = medley("run", recipe, "--out", tmp_path / "run", "--set", f"llm={{base_url: '{url}', model: m}}")
     assert done.code == 2 and f"\nmedley: {url}: no language model" in done.err
     assert "Traceback" not in done.err
     made = sorted(path.name for path in (tmp_path / "run/stages").glob("*/*"))
@@ -331,6 +330,8 @@ def test_a_full_disk_while_saving(tmp_path, recipe, tiny_model_folder, command):
     done = on_a_small_disk(size, disk, *arguments)
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 2, done.stderr
-    assert re.match(rf"medley: {disk}/.*: the disk is full; free some space and run the same command again", last)
+    assert re.match(
+        rf"medley: {disk}/.*: the disk is full; free some space and run the same command again", last
+    )
     assert "Traceback" not in done.stderr
     assert done.stdout == "", "nothing half-written stays"

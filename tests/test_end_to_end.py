@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from small import contents, medley_process, write_collection, write_recipe
 
 DEMO_RUN = os.environ.get("MEDLEY_DEMO_RUN")
@@ -95,7 +96,7 @@ def check_run(run: Path) -> None:
         }  # fmt: skip
         assert all(len(task["per_query"]) == 100 for task in result["tasks"].values())
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "merged" in page and "src=\"http" not in page
+    assert "merged" in page and 'src="http' not in page
     assert (run / "model" / "model.safetensors").is_file()
 
 

@@ -222,7 +222,9 @@ def test_a_merge_smaller_than_the_rounding_is_not_saved(tiny_model_folder):
     """bfloat16 can keep a cosine of .99999 to the scored vectors and still have lost the whole merge."""
     retriever = build_retriever(str(tiny_model_folder), FLOAT32, device="cpu")
     angle = np.array([[0.0], [0.01], [0.0141]])  # base, scored, saved: nearly as far off as the merge went
-    base, scored, saved = (ProbeVectors(v, v) for v in np.stack([np.cos(angle), np.sin(angle)], axis=2)[:, :, :])
+    base, scored, saved = (
+        ProbeVectors(v, v) for v in np.stack([np.cos(angle), np.sin(angle)], axis=2)[:, :, :]
+    )
     prompts = {"query": retriever.query_prompt(), "document": retriever.document_prompt}
     with pytest.raises(ModelError, match=r"much beside the 5\.0e-05 by which the merge moves them"):
         judge(saved, prompts, retriever, scored=scored, base=base, name="x")

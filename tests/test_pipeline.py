@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import contents, medley, write_collection, write_recipe
-from test_llm import serving
 
 from medley.encoder import encode_passages, encode_queries, open_retriever
 from medley.pipeline import STAGES
+from small import contents, medley, write_collection, write_recipe
+from test_llm import serving
 
 VARIANTS = {"merged", "base", "bm25", "all", "expert:a", "expert:b"}
 
@@ -156,9 +156,6 @@ def test_a_changed_evaluation_only_evaluates(place, again):
     assert {step.removeprefix("evaluate/") for step in steps if step.startswith("evaluate")} == VARIANTS
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the key of a source holds the held-out collections, so all that follows is made again"
-)
 def test_a_further_test_collection_only_evaluates(place, again):
     plan = medley("run", place / "small.yaml", "--out", again, "--plan", "--json",
                   "--set", f"evaluate.medical=['{place}/coll:test', 'demo/general:test']").json()  # fmt: skip
@@ -193,12 +190,16 @@ def test_until_and_plan(place, tmp_path):
     assert done.code == 0 and done.out == ""
     rows = medley("status", tmp_path / "run", "--json").json()
     made = [row["step"] for row in rows if row["state"] == "done"]
-    assert made == [f"{stage}/{name}" for stage in ("sources", "mine", "synthesize") for name in "ab"]
+    assert made == [
+        f"{stage}/{name}" for stage in ("sources", "leaks", "mine", "synthesize") for name in "ab"
+    ]
     assert not (tmp_path / "run" / "results.json").exists()
 
 
 def test_pretraining_comes_before_the_experts(place, tmp_path):
-    pretrain = f"pretrain={{collections: ['{place}/coll:dev'], train: {{lora: null, max_steps: 1, batch_size: 4}}}}"
+    pretrain = (
+        f"pretrain={{collections: ['{place}/coll:dev'], train: {{lora: null, max_steps: 1, batch_size: 4}}}}"
+    )
     done = medley("run", place / "small.yaml", "--out", tmp_path / "run", "--until", "train", "--set", pretrain)  # fmt: skip
     assert done.code == 0, done.err
     rows = {row["step"]: row for row in medley("status", tmp_path / "run", "--json").json()}

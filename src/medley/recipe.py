@@ -156,7 +156,8 @@ class EvaluateSettings(BaseModel):
     groups: dict[str, list[str]] = Field(min_length=1, description="group name -> test collections")
     baselines: list[Baseline] = Field(default=["bm25", "base", "experts", "all"])
     instructions: dict[str, str] = Field(
-        default={}, description="task -> instruction, the same for every variant; default each model's own"
+        default={},
+        description="collection (any split) -> instruction, the same for every variant; default each model's own",
     )
 
     @model_validator(mode="before")
@@ -221,6 +222,23 @@ class Recipe(BaseModel):
                     f"{name}: sources and experts become folder names; leave out / and a leading dot"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _search_can_start(self) -> Recipe:
+        """Told here, before hours of training, and not only where the search begins."""
+        basis = len(self.experts) * self.merge.segments + 1
+        if self.merge.search.strategy == "surrogate" and self.merge.search.encodings < basis + 2:
+            raise ValueError(
+                f"merge.search.encodings: {self.merge.search.encodings} is too few, since the surrogate's basis "
+                f"takes {basis} and verifying at least 2; give {basis + 2} or more"
+            )
+        return self
+
+    def instruction_for(self, spec: str) -> str | None:
+        """The instruction that `evaluate.instructions` gives a collection, whatever the split; None for none."""
+        wanted = split_spec(spec)[0]
+        given = self.evaluate.instructions.items()
+        return next((text for name, text in given if split_spec(name)[0] == wanted), None)
 
     def kinds_of(self, expert: Expert) -> tuple[NegativeKind, ...]:
         """Kinds of negatives that an expert trains with."""

@@ -27,34 +27,50 @@ COUNTS = "counts.json"
 def build_source(
     recipe: Recipe, inputs: Inputs, name: str, held_out: Sequence[str], out: Path, _: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """Read a source's pairs and hold them against every dev and test collection.
+    """Read a source's pairs; under `leaks: drop` leave out those whose query stands in a dev or test collection.
 
-    Raises LeakError when training queries recur there, unless the recipe says to drop or allow them.
+    Raises LeakError when fewer than two rows are left.
     """
     source = recipe.sources[name]
     pairs = _read(source, inputs, name)
     if source.limit is not None and source.limit < len(pairs):
         kept = sorted(random.Random(recipe.seed).sample(range(len(pairs)), source.limit))
         pairs = [pairs[index] for index in kept]
-    leaking: dict[str, set[int]] = {}
-    if recipe.leaks != "allow":
-        for spec in held_out:
-            found = blocking(find_leaks(pairs, inputs.collection(spec)))
-            if found:
-                leaking[spec] = {leak.row for leak in found}
-                if recipe.leaks == "refuse":
-                    first = found[0]
-                    raise LeakError(
-                        f"sources.{name}: {len(leaking[spec])} of {len(pairs)} training queries also stand in "
-                        f"{spec}, the first being row {first.row} ({pairs[first.row].query!r:.80}); "
-                        "use other training data, or set `leaks: drop` to leave such rows out."
-                    )
+    leaking = _leaking_rows(pairs, inputs, held_out) if recipe.leaks == "drop" else {}
     dropped = set().union(*leaking.values()) if leaking else set()
     kept_pairs = [pair for row, pair in enumerate(pairs) if row not in dropped]
     if len(kept_pairs) < 2:
         raise LeakError(f"sources.{name}: fewer than two rows are left after leaking ones were dropped.")
     write_pairs(out / PAIRS, kept_pairs)
     return {"pairs": len(kept_pairs), "leaks": {spec: len(rows) for spec, rows in leaking.items()}}
+
+
+def _leaking_rows(
+    pairs: Sequence[TrainingPair], inputs: Inputs, held_out: Sequence[str]
+) -> dict[str, set[int]]:
+    """For each collection that shares queries with the pairs, the rows concerned."""
+    found = {
+        spec: {leak.row for leak in blocking(find_leaks(pairs, inputs.collection(spec)))} for spec in held_out
+    }
+    return {spec: rows for spec, rows in found.items() if rows}
+
+
+def check_leaks(
+    inputs: Inputs, name: str, held_out: Sequence[str], out: Path, needs: Mapping[str, Path]
+) -> dict[str, Any]:
+    """Refuse a source whose queries recur in a dev or test collection; nothing else depends on this step.
+
+    Raises LeakError with the first row and the remedy.
+    """
+    pairs = read_pairs(needs[f"sources/{name}"] / PAIRS)
+    for spec, rows in _leaking_rows(pairs, inputs, held_out).items():
+        first = min(rows)
+        raise LeakError(
+            f"sources.{name}: {len(rows)} of {len(pairs)} training queries also stand in {spec}, the first being "
+            f"row {first} ({pairs[first].query!r:.80}); use other training data, or set `leaks: drop` to leave "
+            "such rows out."
+        )
+    return {"pairs": len(pairs), "collections": len(held_out)}
 
 
 def _read(source: Source, inputs: Inputs, name: str) -> list[TrainingPair]:

@@ -110,7 +110,11 @@ def _pool(recipe: Recipe, inputs: Inputs, spec: str) -> Any:
 
     search = recipe.merge.search
     return build_pool(
-        inputs.collection(spec), max_passages=search.pool_size, max_queries=search.queries, seed=recipe.seed
+        inputs.collection(spec),
+        max_passages=search.pool_size,
+        max_queries=search.queries,
+        seed=recipe.seed,
+        instruction=recipe.instruction_for(spec),
     )
 
 

@@ -12,7 +12,18 @@ from medley.prompts.choose import library
 from medley.recipe import Expert, Recipe
 from medley.run import Step
 
-STAGES = ("sources", "mine", "synthesize", "pretrain", "prompts", "train", "merge", "evaluate", "report")
+STAGES = (
+    "sources",
+    "leaks",
+    "mine",
+    "synthesize",
+    "pretrain",
+    "prompts",
+    "train",
+    "merge",
+    "evaluate",
+    "report",
+)
 """The order of the stages; help text, picture, recipe check and the architecture test come from here.
 
 Mining precedes synthesis because a generated negative is to be harder than the mined one (STM, section 1.1).
@@ -68,14 +79,24 @@ def _data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                 {
                     "source": source.model_dump(exclude={"pairs", "collection"}),
                     "content": content,
-                    "held_out": inputs.collection_identities(held_out),
-                    "leaks": recipe.leaks,
+                    "held_out": inputs.collection_identities(held_out) if recipe.leaks == "drop" else {},
                     "seed": recipe.seed,
                 },
                 partial(data.build_source, recipe, inputs, name, held_out),
                 code=code_of("pipeline/data.py", "leaks.py", "overlap.py"),
             )
         )
+        if recipe.leaks == "refuse":
+            steps.append(
+                Step(
+                    "leaks",
+                    name,
+                    {"held_out": inputs.collection_identities(held_out)},
+                    partial(data.check_leaks, inputs, name, held_out),
+                    needs=(f"sources/{name}",),
+                    code=code_of("pipeline/data.py", "leaks.py", "overlap.py"),
+                )
+            )
         kinds = _kinds_of(recipe, name)
         mined = recipe.negatives.mined
         mine_id = f"mine/{name}"
@@ -194,6 +215,7 @@ def _model_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                 **base,
                 "merge": recipe.merge.model_dump(mode="json", exclude={"dev", "dtype"}),
                 "dev": inputs.collection_identities(recipe.merge.dev),
+                "instructions": recipe.evaluate.instructions,
                 "seed": recipe.seed,
             },
             partial(models.build_search, recipe, inputs),

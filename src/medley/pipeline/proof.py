@@ -29,11 +29,8 @@ def build_evaluation(
         scores = evaluate_bm25(list(collections.values()))
     else:
         retriever = variant_retriever(recipe, variant, needs)
-        instructions = {
-            collections[spec].name: text
-            for spec, text in recipe.evaluate.instructions.items()
-            if spec in collections
-        }
+        given = {collection.name: recipe.instruction_for(spec) for spec, collection in collections.items()}
+        instructions = {name: text for name, text in given.items() if text is not None}
         model = {"name": variant, "identity": retriever.identity(), "instruction": retriever.instruction}
         scores = evaluate_retriever(retriever, list(collections.values()), instructions=instructions)
     tasks = {name: task.as_json() for name, task in scores.items()}

@@ -28,8 +28,9 @@ def run_recipe(recipe: Recipe, folder: Path, *, until: str | None = None) -> Pat
         write_text(folder / RECIPE, write_recipe(recipe))
         execute(folder, steps, name=recipe.name, seed=recipe.seed, until=until)
     except (LeakError, CollectionError, PairsError):
-        if not there_before and not any(read_artefact(folder, step.id) for step in steps):
-            remove(folder)  # nothing was made, so nothing is left behind
+        made = {step.stage for step in steps if read_artefact(folder, step.id)}
+        if not there_before and made <= {"sources", "leaks"}:
+            remove(folder)  # nothing was made but copies of the input, so nothing is left behind
         raise
     if read_artefact(folder, "merge/model") is not None:
         publish_model(folder)
