@@ -2,8 +2,10 @@
 
     MEDLEY_DATA=/path/to/data python benchmarks/miniature.py --out runs/miniature > docs/results/miniature.tables.md
 
-Runs what is missing (each run resumes), then prints the tables: nDCG@10 of each variant on the seven tests, and the
-paired randomisation test of the merged model against the best single expert, per seed and pooled over seeds.
+Runs what is missing (each run resumes; `--finished` takes finished folders as they are), then prints the tables:
+nDCG@10 of each variant on the seven tests, and the paired randomisation test of the merged model against the best
+single expert, per seed and pooled over seeds. `--all-data N` trains the all-data model for the first N runs only: it
+costs as much as all experts together.
 """
 
 from __future__ import annotations
@@ -23,14 +25,21 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "miniature.yaml"
 CONDITIONS = {"plain": ["judged", "mined"], "generated": ["judged", "mined", "generated"]}
 
 
-def run_all(out: Path, seeds: list[int]) -> dict[tuple[str, int], dict[str, Any]]:
+def run_all(
+    out: Path, asked: dict[str, list[int]], *, all_data: int, finished: bool
+) -> dict[tuple[str, int], dict[str, Any]]:
     """Results by condition and seed. Base and BM25 depend on neither, so only the first run scores them."""
-    results = {}
-    for condition, kinds in CONDITIONS.items():
+    results: dict[tuple[str, int], dict[str, Any]] = {}
+    for condition, seeds in asked.items():
         for seed in seeds:
-            first = not results
-            baselines = ["bm25", "base", "experts", "all"] if first else ["experts", "all"]
-            name = f"miniature-{condition}-{seed}"
+            baselines = ["experts"] if results else ["bm25", "base", "experts"]
+            if len(results) < all_data:
+                baselines.append("all")
+            kinds, name = CONDITIONS[condition], f"miniature-{condition}-{seed}"
+            there = out / name / "results.json"
+            if finished and there.is_file():
+                results[condition, seed] = json.loads(there.read_text(encoding="utf-8"))
+                continue
             recipe = load_recipe(
                 RECIPE,
                 [
@@ -67,13 +76,12 @@ def pooled(results: dict[int, dict[str, Any]], other: str | None) -> Any:
     return compare(ours, theirs, seed=13)
 
 
-def show(results: dict[tuple[str, int], dict[str, Any]], seeds: list[int]) -> None:
+def show(results: dict[tuple[str, int], dict[str, Any]], asked: dict[str, list[int]]) -> None:
     """Print the tables."""
-    shared = {
-        name: v for name, v in results["plain", seeds[0]]["variants"].items() if name in ("base", "bm25")
-    }
+    first = next(iter(results.values()))
+    shared = {name: variant for name, variant in first["variants"].items() if name in ("base", "bm25")}
     tasks = list(shared["base"]["tasks"])
-    for condition in CONDITIONS:
+    for condition, seeds in asked.items():
         print(f"\n### {condition}: nDCG@10\n")
         print("| seed | model | " + " | ".join(tasks) + " | medical | general | mean of seven |")
         print("|---|---" + "|---:" * (len(tasks) + 3) + "|")
@@ -91,7 +99,8 @@ def show(results: dict[tuple[str, int], dict[str, Any]], seeds: list[int]) -> No
         print("|---|---|---:|---|---:|---|")
         own = {seed: results[condition, seed] for seed in seeds}
         for rival in (None, "all"):
-            for chosen in [[seed] for seed in seeds] + [seeds]:
+            have = [seed for seed in seeds if rival is None or rival in own[seed]["variants"]]
+            for chosen in [[seed] for seed in have] + ([have] if len(have) > 1 else []):
                 outcome = pooled({seed: own[seed] for seed in chosen}, rival)
                 names = {rival or best_expert(own[seed]["variants"]) for seed in chosen}
                 print(
@@ -111,15 +120,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("runs/miniature"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--plain", type=int, nargs="*", default=[1, 2, 3], metavar="SEED")
+    parser.add_argument("--generated", type=int, nargs="*", default=[1, 2, 3], metavar="SEED")
+    parser.add_argument("--all-data", type=int, default=99, metavar="N")
+    parser.add_argument("--finished", action="store_true")
     arguments = parser.parse_args()
-    results = run_all(arguments.out, arguments.seeds)
+    asked = {"plain": arguments.plain, "generated": arguments.generated}
+    asked = {condition: seeds for condition, seeds in asked.items() if seeds}
+    results = run_all(arguments.out, asked, all_data=arguments.all_data, finished=arguments.finished)
     for (condition, seed), result in results.items():
         stage = (
             arguments.out / f"miniature-{condition}-{seed}" / "stages" / "merge" / "search" / "search.json"
         )
         result["search"] = json.loads(stage.read_text(encoding="utf-8"))["best"]
-    show(results, arguments.seeds)
+    show(results, asked)
 
 
 if __name__ == "__main__":
