@@ -199,7 +199,7 @@ def test_training_queries_that_stand_in_the_test(tmp_path, recipe, collection):
     rows = training_rows("train_a")
     rows.append({"query": "Does vaccination prevent MUMPS?", "positive": "Yes, in most people it does."})
     pairs = write_lines(tmp_path / "p.jsonl", rows)
-    run = ["run", recipe, "--until", "sources", "--set", f"sources.a={{pairs: {pairs}}}", "--out"]
+    run = ["run", recipe, "--until", "leaks", "--set", f"sources.a={{pairs: {pairs}}}", "--out"]
     sentence = refused(tmp_path, *run, tmp_path / "run")
     assert re.search(
         r"sources.a: 1 of 5 training queries also stand in .*coll:test, the first being row 4 "
@@ -226,7 +226,7 @@ def test_an_endpoint_that_is_down(tmp_path, recipe):
     assert done.code == 2 and f"\nmedley: {url}: no language model" in done.err
     assert "Traceback" not in done.err
     made = sorted(path.name for path in (tmp_path / "run/stages").glob("*/*"))
-    assert made == ["a", "a", "b", "b"], "what was finished before stays, and nothing half-written"
+    assert made == sorted("aaabbb"), "what was finished before stays, and nothing half-written"
     assert not (tmp_path / "run/stages/synthesize/a").exists()
     nameless = ["synthesize", "negatives", "--pairs", pairs, "--out", tmp_path / "g", "--llm-url", url]
     sentence = refused(tmp_path, *nameless)
@@ -251,7 +251,7 @@ def test_a_folder_that_holds_something_else(tmp_path, recipe):
 
 def test_an_unknown_stage(recipe):
     sentence = refused(recipe.parent, "run", recipe, "--out", recipe.parent / "run", "--until", "trian")
-    assert sentence.startswith("--until trian: no such stage; choose one of sources, mine, synthesize,")
+    assert sentence.startswith("--until trian: no such stage; choose one of sources, leaks, mine,")
 
 
 def test_settings_out_of_range_on_the_command_line(tmp_path, tiny_model_folder):
