@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from medley.errors import OutputError, RecipeError
-from medley.run import Step, check_until, claim_folder, execute, read_artefact, states, step_keys
+from medley.run import Step, claim_folder, execute, read_artefact, stages_until, states, step_keys
 
 
 def chain(calls: list[str], **settings) -> list[Step]:
@@ -34,8 +34,8 @@ def chain(calls: list[str], **settings) -> list[Step]:
     return [step("one", "a"), step("two", "b", "one/a"), step("two", "d"), step("three", "c", "two/b")]
 
 
-def run(folder, calls, until=None, **settings):
-    execute(folder, chain(calls, **settings), name="x", seed=1, until=until)
+def run(folder, calls, stages=None, **settings):
+    execute(folder, chain(calls, **settings), name="x", seed=1, stages=stages)
 
 
 def test_makes_everything_once_in_order(tmp_path):
@@ -69,11 +69,14 @@ def test_a_changed_setting_redoes_exactly_what_depends_on_it(tmp_path):
 
 def test_until_stops_after_the_stage(tmp_path):
     calls: list[str] = []
-    run(tmp_path, calls, until="two")
+    run(tmp_path, calls, stages=stages_until("two", ("one", "two", "none", "three")))
     assert calls == ["a", "b", "d"]
     assert [s.state for s in states(tmp_path, chain([]))] == ["done", "done", "done", "missing"]
     with pytest.raises(RecipeError, match="--until tow: no such stage; choose one of one, two"):
-        check_until("tow", ("one", "two"))
+        stages_until("tow", ("one", "two"))
+    assert stages_until("none", ("one", "none", "three")) == ("one", "none"), (
+        "also where a run has no such step"
+    )
 
 
 def test_a_failing_step_leaves_nothing_half_written(tmp_path):

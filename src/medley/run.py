@@ -152,8 +152,10 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def execute(folder: Path, steps: Sequence[Step], *, name: str, seed: int, until: str | None = None) -> None:
-    """Make every artefact that is missing or stale, in order, up to and including the stage `until`.
+def execute(
+    folder: Path, steps: Sequence[Step], *, name: str, seed: int, stages: Sequence[str] | None = None
+) -> None:
+    """Make every artefact that is missing or stale, in order; with `stages`, only those of these stages.
 
     Holds a lock on the folder. Can be interrupted at any moment: finished artefacts stay.
     Raises OutputError when another process works in the folder.
@@ -161,10 +163,9 @@ def execute(folder: Path, steps: Sequence[Step], *, name: str, seed: int, until:
     with _locked(folder):
         _sweep(folder)
         keys = step_keys(steps)
-        last = max((i for i, step in enumerate(steps) if until in (None, step.stage)), default=-1)
-        for index, step in enumerate(steps[: last + 1]):
+        for index, step in enumerate(steps):
             state = states(folder, [*steps[:index], step])[-1]
-            if state.state == "done":
+            if state.state == "done" or (stages is not None and step.stage not in stages):
                 continue
             say(
                 f"[{index + 1}/{len(steps)}] {step.id}"
@@ -268,7 +269,10 @@ def _sweep(folder: Path) -> None:
         remove(path)
 
 
-def check_until(until: str | None, stages: Sequence[str]) -> None:
-    """Refuse a stage name that is not one of the stages in use."""
-    if until is not None and until not in stages:
+def stages_until(until: str | None, stages: Sequence[str]) -> Sequence[str]:
+    """The stages up to and including `until`, all without one. Raises RecipeError where no stage has that name."""
+    if until is None:
+        return stages
+    if until not in stages:
         raise RecipeError(f"--until {until}: no such stage; choose one of {', '.join(stages)}.")
+    return stages[: stages.index(until) + 1]

@@ -10,7 +10,7 @@ from medley.files import remove, write_text
 from medley.pipeline.plan import STAGES, plan_steps
 from medley.pipeline.proof import publish_model
 from medley.recipe import Recipe, load_recipe, write_recipe
-from medley.run import check_until, claim_folder, execute, read_artefact, states
+from medley.run import claim_folder, execute, read_artefact, stages_until, states
 
 RECIPE = "recipe.yaml"
 
@@ -20,13 +20,13 @@ def run_recipe(recipe: Recipe, folder: Path, *, until: str | None = None) -> Pat
 
     Raises an InputError before anything is written when recipe, inputs or folder are wrong.
     """
-    check_until(until, STAGES)
+    stages = stages_until(until, STAGES)
     steps = plan_steps(recipe, folder)
     there_before = folder.exists()
     claim_folder(folder, recipe.name)
     try:
         write_text(folder / RECIPE, write_recipe(recipe))
-        execute(folder, steps, name=recipe.name, seed=recipe.seed, until=until)
+        execute(folder, steps, name=recipe.name, seed=recipe.seed, stages=stages)
     except (LeakError, CollectionError, PairsError):
         made = {step.stage for step in steps if read_artefact(folder, step.id)}
         if not there_before and made <= {"sources", "leaks"}:
