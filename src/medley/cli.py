@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from medley.errors import InputError, MedleyError
+from medley.tables import print_comparisons, print_results, print_steps
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -90,12 +91,12 @@ def run(
     settings = load_recipe(recipe, overrides or ())
     folder = out or Path("runs") / settings.name
     if plan_only:
-        _print_steps(plan(settings, folder), as_json)
+        print_steps(plan(settings, folder), as_json)
         return
     run_recipe(settings, folder, until=until)
     results = folder / "results.json"
     if results.is_file() and until is None:
-        _print_results(json.loads(results.read_text(encoding="utf-8")), as_json)
+        print_results(json.loads(results.read_text(encoding="utf-8")), as_json)
         if not as_json:
             print(f"\nmodel:  {folder / 'model'}\nreport: {folder / 'report.html'}")
 
@@ -107,7 +108,7 @@ def status(folder: Annotated[Path, typer.Argument(help="A run folder.")], as_jso
 
     if not (folder / "recipe.yaml").is_file():
         raise InputError(f"{folder}: holds no recipe.yaml, so it is no run folder; check the path.")
-    _print_steps(run_status(folder), as_json)
+    print_steps(run_status(folder), as_json)
 
 
 @app.command()
@@ -339,7 +340,7 @@ def evaluate(
     if as_json:
         print(json.dumps(results))
     else:
-        _print_results({"variants": {model: results}}, as_json)
+        print_results({"variants": {model: results}}, as_json)
 
 
 @app.command()
@@ -370,16 +371,7 @@ def compare(
     if len(variants) < 2:
         raise CollectionError("one result is nothing to compare; give at least two.")
     rows = compare_variants(variants, next(iter(variants)), seed=seed)
-    if as_json:
-        print(json.dumps(rows))
-        return
-    for row in rows:
-        verdict = "differs" if row["p_holm"] < 0.05 else "no difference shown"
-        print(
-            f"{row['a']} - {row['b']}: {row['difference']:+.4f} "
-            f"[{row['ci_low']:+.4f}, {row['ci_high']:+.4f}], p = {row['p_value']:.4f}, "
-            f"Holm {row['p_holm']:.4f}: {verdict}"
-        )
+    print_comparisons(rows, as_json)
 
 
 @app.command()
@@ -430,47 +422,3 @@ def _chat(url: str, model: str | None, concurrency: int, budget_tokens: int | No
         raise InputError("--llm-model is required with --llm-url; name the model that the endpoint serves.")
     settings = LlmSettings(base_url=url, model=model, concurrency=concurrency, budget_tokens=budget_tokens)
     return open_chat(settings, cache=out.with_name(out.name + ".llm-cache.jsonl"))
-
-
-def _print_steps(rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(rows))
-        return
-    for row in rows:
-        costs = ", ".join(
-            f"{value:,.0f} {key.replace('_', ' ')}"
-            for key, value in row.items()
-            if key not in ("step", "state", "why")
-        )
-        print(
-            f"{row['state']:8} {row['step']:32} {'; '.join(text for text in (row['why'], costs) if text)}".rstrip()
-        )
-
-
-def _print_results(results: dict[str, Any], as_json: bool) -> None:
-    """A table of nDCG@10: a row for each variant, a column for each task, and the mean."""
-    if as_json:
-        print(json.dumps(results))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    variants = results["variants"]
-    tasks = list(dict.fromkeys(task for variant in variants.values() for task in variant["tasks"]))
-    table = Table(title="nDCG@10")
-    table.add_column("model", no_wrap=True)
-    for task in tasks:
-        table.add_column(task, justify="right")
-    table.add_column("mean", justify="right")
-    if "comparisons" in results:
-        table.add_column("merged is better by", justify="right")
-        table.add_column("p (Holm)", justify="right")
-    against = {row["b"]: row for row in results.get("comparisons", [])}
-    for name, variant in variants.items():
-        scores = [variant["tasks"][task]["ndcg_at_10"] for task in tasks if task in variant["tasks"]]
-        cells = [f"{score:.4f}" for score in scores] + [f"{sum(scores) / len(scores):.4f}"]
-        if name in against:
-            cells += [f"{against[name]['difference']:+.4f}", f"{against[name]['p_holm']:.4f}"]
-        table.add_row(name, *cells)
-    console = Console()
-    Console(width=None if console.is_terminal else 120).print(table)
