@@ -33,7 +33,7 @@ def run_all(
     for condition, seeds in asked.items():
         for seed in seeds:
             baselines = ["experts"] if results else ["bm25", "base", "experts"]
-            if len(results) < all_data:
+            if len(results) < all_data:  # more baselines later only add to a finished run
                 baselines.append("all")
             kinds, name = CONDITIONS[condition], f"miniature-{condition}-{seed}"
             there = out / name / "results.json"

@@ -129,3 +129,21 @@ def test_a_corpus_keeps_ids_and_offsets_not_texts(tmp_path):
     held = {k: v for k, v in vars(corpus).items() if k not in ("path", "_keep_empty")}
     assert set(held) == {"ids", "_offsets"} and len(held["_offsets"]) == 500
     assert corpus[499].text.endswith("499") and corpus[-1] == corpus[499]
+
+
+def test_a_split_is_sliced_by_queries_in_file_order(tmp_path):
+    qrels = [QRELS[0], *(f"q{i}\ta\t{i % 2}" for i in range(10)), "q0\tb\t1"]
+    root = folder(tmp_path, queries=[f'{{"_id": "q{i}", "text": "{i}?"}}' for i in range(10)], qrels=qrels)
+
+    def queries(spec):
+        return list(load_collection(f"{root}:{spec}").queries)
+
+    assert queries("test[:60%]") == [f"q{i}" for i in range(6)]
+    assert queries("test[60%:]") == [f"q{i}" for i in range(6, 10)]
+    assert queries("test[2:4]") == ["q2", "q3"]
+    whole, part = (load_collection(f"{root}:{spec}") for spec in ("test", "test[:60%]"))
+    assert part.judgements["q0"] == {"a": 0, "b": 1} and whole.identity != part.identity
+    with pytest.raises(
+        CollectionError, match="the slice holds no relevant judgement; the split has 10 queries"
+    ):
+        queries("test[90:]")

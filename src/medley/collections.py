@@ -4,12 +4,14 @@ A collection is named by `SPEC` or `SPEC:SPLIT`, where SPEC is a folder in BEIR 
 an MTEB retrieval task name (`SciFact`) or a hub id in BEIR layout (`mteb/scifact`). A BEIR folder holds
 `corpus.jsonl` (`_id`, `title`, `text`), `queries.jsonl` (`_id`, `text`) and `qrels/<split>.tsv`
 (header `query-id corpus-id score`; a score of 0 is an explicit human negative).
+A split can be sliced by its queries, in file order: `train[:80%]` to train on, `train[80%:]` to choose on.
 Opening a folder validates every line once and keeps ids and byte offsets, not texts: passages are read on demand.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from medley.files import parse_json_line, read_jsonl, write_jsonl, write_text
 from medley.fingerprint import fingerprint, fingerprint_file, fingerprint_texts
 
 BUNDLED = Path(__file__).parent / "bundled"
+SLICE = re.compile(r"(?P<split>[^\[\]:/]+)\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?\]")
 QRELS_HEADER = ("query-id", "corpus-id", "score")
 
 Judgements = Mapping[str, Mapping[str, int]]
@@ -146,6 +149,8 @@ def load_collection(spec: str, *, default_split: str = "test", keep_empty: bool 
 
 def split_spec(spec: str, default_split: str = "test") -> tuple[str, str]:
     """Split `SPEC:SPLIT` at its last colon; a colon that is part of an existing path stays with the path."""
+    if sliced := re.fullmatch(rf"(?P<name>.+?):(?P<whole>{SLICE.pattern})", spec):
+        return sliced["name"], sliced["whole"]
     name, colon, split = spec.rpartition(":")
     if not colon or not name or "/" in split or "\\" in split or Path(os.path.expandvars(spec)).exists():
         return spec, default_split
@@ -186,11 +191,14 @@ def read_folder(folder: Path, split: str, *, keep_empty: bool = False) -> Collec
     """Read and validate one split of a BEIR folder."""
     corpus = FolderCorpus(folder / "corpus.jsonl", keep_empty=keep_empty)
     texts = _read_queries(folder / "queries.jsonl")
-    qrels_path = folder / "qrels" / f"{split}.tsv"
+    sliced = SLICE.fullmatch(split)
+    qrels_path = folder / "qrels" / f"{sliced['split'] if sliced else split}.tsv"
     if not qrels_path.is_file():
         splits = ", ".join(sorted(file.stem for file in (folder / "qrels").glob("*.tsv"))) or "none"
         raise CollectionError(f"{qrels_path}: no such split; this collection has: {splits}.")
     judgements = read_qrels(qrels_path, known_queries=texts, known_passages=set(corpus.ids))
+    if sliced:
+        judgements = _slice(judgements, sliced, f"{folder}:{split}")
     return Collection(
         name=folder.name,
         split=split,
@@ -202,6 +210,25 @@ def read_folder(folder: Path, split: str, *, keep_empty: bool = False) -> Collec
              fingerprint_file(qrels_path)]
         ),
     )  # fmt: skip
+
+
+def _slice(
+    judgements: dict[str, dict[str, int]], sliced: re.Match[str], where: str
+) -> dict[str, dict[str, int]]:
+    """The judgements of some of the queries, by position or per cent in file order."""
+
+    def position(bound: str | None, default: int) -> int:
+        if bound is None:
+            return default
+        return len(judgements) * int(bound[:-1]) // 100 if bound.endswith("%") else int(bound)
+
+    start, stop = position(sliced["start"], 0), position(sliced["stop"], len(judgements))
+    kept = dict(list(judgements.items())[start:stop])
+    if not any(grade > 0 for scores in kept.values() for grade in scores.values()):
+        raise CollectionError(
+            f"{where}: the slice holds no relevant judgement; the split has {len(judgements)} queries."
+        )
+    return kept
 
 
 def in_memory(
