@@ -215,7 +215,7 @@ def _model_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                 **base,
                 "merge": recipe.merge.model_dump(mode="json", exclude={"dev", "dtype"}),
                 "dev": inputs.collection_identities(recipe.merge.dev),
-                "instructions": recipe.evaluate.instructions,
+                "instructions": [recipe.instruction_for(spec) for spec in recipe.merge.dev],
                 "seed": recipe.seed,
             },
             partial(models.build_search, recipe, inputs),
@@ -293,7 +293,7 @@ def _proof_steps(recipe: Recipe, inputs: Inputs, folder: Path) -> list[Step]:
             {
                 **settings,
                 "tasks": inputs.collection_identities(recipe.evaluate.tasks),
-                "instructions": recipe.evaluate.instructions,
+                "instructions": [recipe.instruction_for(spec) for spec in recipe.evaluate.tasks],
             },
             partial(proof.build_evaluation, recipe, inputs, variant),
             needs=needs,
