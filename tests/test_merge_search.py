@@ -284,3 +284,26 @@ def test_plan_and_dev_mistakes():
         search(embed, [], space, SearchSettings())
     with pytest.raises(RecipeError, match="twice"):
         search(embed, [*pools, *pools], space, SearchSettings())
+
+
+def test_within_one_standard_error_the_simplest_wins():
+    """Closed form: differences of 0 and 0.2 over 4 queries have mean 0.1 and standard error 0.1 / sqrt(3)."""
+    from medley.merge.pool import CandidateScore, standard_error
+    from medley.merge.search import Candidate, best_of, simplest_of
+
+    def candidate(weights, scores_Q):
+        scores_Q = np.array(scores_Q)
+        measured = CandidateScore(scores_Q.mean(), {"dev": scores_Q.mean()}, {"dev": scores_Q})
+        return Candidate(
+            dict(zip("ab", weights, strict=True)), scores_Q.mean(), measured.scores, True, measured
+        )
+
+    uneven = candidate((1.0, 0.0), [0.5, 0.7, 0.5, 0.7])
+    near = candidate((0.4, 0.4), [0.5, 0.7, 0.5, 0.5])
+    far = candidate((0.2, 0.2), [0.5, 0.5, 0.5, 0.5])
+    assert standard_error(uneven.measured, far.measured) == pytest.approx(0.1 / np.sqrt(3))
+    assert best_of([far, near, uneven]) is uneven
+    assert simplest_of([far, near, uneven]) is near, (
+        "0.05 behind, within 0.05; the other is 0.1 behind, beyond .058"
+    )
+    assert simplest_of([far, uneven]) is uneven

@@ -9,7 +9,7 @@ trec_eval; ties go to the passage id that sorts first.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -52,10 +52,11 @@ class PoolVectors:
 
 @dataclass(frozen=True)
 class CandidateScore:
-    """nDCG@10 of a candidate: the mean over dev collections, and each one's mean over queries."""
+    """nDCG@10 of a candidate: the mean over dev collections, each one's mean over queries, and (Q,) of each query."""
 
     score: float
     scores: Mapping[str, float]
+    per_query: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
 
 def build_pool(
@@ -138,11 +139,22 @@ def score_candidate(retriever: Retriever, pools: Sequence[DevPool]) -> Candidate
 
 def score_vectors(pools: Sequence[DevPool], vectors: Sequence[PoolVectors]) -> CandidateScore:
     """Score already encoded pools, in the order of the pools."""
-    scores: dict[str, float] = {}
-    for pool, encoded in zip(pools, vectors, strict=True):
-        judged = judged_pairs(pool)
-        scores[pool.name] = float(ndcg_at_10(encoded.queries @ encoded.passages.T, judged).mean())
-    return CandidateScore(float(np.mean(list(scores.values()))), scores)
+    per_query = {
+        pool.name: ndcg_at_10(encoded.queries @ encoded.passages.T, judged_pairs(pool))
+        for pool, encoded in zip(pools, vectors, strict=True)
+    }
+    scores = {name: float(scores_Q.mean()) for name, scores_Q in per_query.items()}
+    return CandidateScore(float(np.mean(list(scores.values()))), scores, per_query)
+
+
+def standard_error(a: CandidateScore, b: CandidateScore) -> float:
+    """Standard error of the difference between two candidates' scores: queries paired, collections weigh the same."""
+    variances = [
+        np.var(a.per_query[name] - b.per_query[name], ddof=1) / len(a.per_query[name])
+        for name in a.per_query
+        if len(a.per_query[name]) > 1
+    ]
+    return float(np.sqrt(np.sum(variances)) / max(1, len(a.per_query)))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 from medley.errors import RecipeError
 from medley.files import write_json
 from medley.merge.coefficients import ZERO_SUM, delta_coefficients, weights_mapping
-from medley.merge.pool import CandidateScore, DevPool, PoolVectors, score_vectors
+from medley.merge.pool import CandidateScore, DevPool, PoolVectors, score_vectors, standard_error
 from medley.merge.settings import SearchSettings
 from medley.progress import progress
 
@@ -117,6 +117,7 @@ class Candidate:
     score: float
     scores: Mapping[str, float]
     real: bool = True
+    measured: CandidateScore | None = field(default=None, compare=False, repr=False)
 
     def as_json(self) -> dict[str, Any]:
         """As search.json holds it."""
@@ -155,12 +156,14 @@ def search(
     """Run the strategy that the settings name. Raises RecipeError where the budget cannot hold it."""
     check_pools(pools)
     if settings.strategy == "grid":
-        return grid_search(embed, pools, space, encodings=settings.encodings)
-    if settings.strategy == "random":
-        return random_search(embed, pools, space, encodings=settings.encodings, seed=settings.seed)
-    from medley.merge.surrogate import surrogate_search
+        found = grid_search(embed, pools, space, encodings=settings.encodings)
+    elif settings.strategy == "random":
+        found = random_search(embed, pools, space, encodings=settings.encodings, seed=settings.seed)
+    else:
+        from medley.merge.surrogate import surrogate_search
 
-    return surrogate_search(embed, pools, space, encodings=settings.encodings, seed=settings.seed)
+        found = surrogate_search(embed, pools, space, encodings=settings.encodings, seed=settings.seed)
+    return replace(found, best=simplest_of(found.candidates)) if settings.choose == "simplest" else found
 
 
 def check_pools(pools: Sequence[DevPool]) -> None:
@@ -217,13 +220,31 @@ def make_candidate(
     space: SearchSpace, weights_KS: np.ndarray, score: CandidateScore, *, real: bool = True
 ) -> Candidate:
     """A candidate with its weights by name."""
-    return Candidate(weights_mapping(weights_KS, space.names), score.score, score.scores, real)
+    return Candidate(weights_mapping(weights_KS, space.names), score.score, score.scores, real, score)
 
 
 def best_of(candidates: Sequence[Candidate]) -> Candidate:
     """The best candidate that was really encoded; ties to the more uniform weights, then to the earlier."""
     real = [candidate for candidate in candidates if candidate.real]
     return min(real, key=lambda candidate: (-candidate.score, unevenness(_weights_array(candidate))))
+
+
+def simplest_of(candidates: Sequence[Candidate]) -> Candidate:
+    """The most uniform candidate within one standard error of the best one; ties to the higher score.
+
+    Dev sets are small and many candidates are tried, so the highest score is partly luck; the one-standard-error
+    rule (Breiman et al. 1984, section 3.4.3) gives up what could be noise for weights that depend on dev less.
+    """
+    best = best_of(candidates)
+    within = [
+        candidate
+        for candidate in candidates
+        if candidate.real
+        and candidate.measured is not None
+        and best.measured is not None
+        and best.score - candidate.score <= standard_error(best.measured, candidate.measured)
+    ]
+    return min([best, *within], key=lambda c: (unevenness(_weights_array(c)), -c.score))
 
 
 def _weights_array(candidate: Candidate) -> np.ndarray:

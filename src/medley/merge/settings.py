@@ -99,6 +99,10 @@ class SearchSettings(BaseModel):
         (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), min_length=2, description="values of each weight"
     )
     dev: tuple[str, ...] = Field((), description="collections that candidates are scored on")
+    choose: Literal["best", "simplest"] = Field(
+        "best",
+        description="best: the highest dev score; simplest: the most uniform within one standard error of it",
+    )
     pool_size: int = Field(2000, ge=10, description="passages of a dev collection that are encoded")
     queries: int = Field(200, ge=1, description="queries of a dev collection that are encoded, at most")
     seed: int = Field(13, description="for sampling queries, passages and candidates")

@@ -90,9 +90,9 @@ def surrogate_search(
 ) -> SearchResult:
     """Search within `encodings` encodings of the pools, the basis included.
 
-    The uniform merge is verified first; with one segment each expert alone is a candidate too, as the basis
-    has it. Raises RecipeError when the method does not add deltas, or the budget does not reach beyond the
-    basis.
+    The uniform merge is verified first, then the uniform one whose scale the surrogate likes best; with one
+    segment each expert alone is a candidate too, as the basis has it. Raises RecipeError when the method does not
+    add deltas, or the budget does not reach beyond the basis.
     """
     basis_size = space.shape[0] * space.shape[1] + 1
     if not space.sums_deltas:
@@ -122,6 +122,9 @@ def surrogate_search(
         while len(verified) < min(encodings - basis_size, len(points)):
             corrected_C = guesses_C + _corrections(effective_CKS, verified)
             corrected_C[list(verified)] = -np.inf
+            if len(verified) == 1:  # how far to go, with equal weights
+                uniform_C = np.where(unevenness_C > 0, -np.inf, corrected_C)
+                corrected_C = uniform_C if np.isfinite(uniform_C).any() else corrected_C
             # the first is uniform; afterwards the best, ties to the more uniform, then to the earlier
             index = int(np.lexsort((unevenness_C, -corrected_C))[0]) if verified else 0
             score = score_vectors(pools, embed(effective_CKS[index]))
