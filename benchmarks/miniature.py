@@ -4,8 +4,9 @@
 
 Runs what is missing (each run resumes; `--finished` takes finished folders as they are), then prints the tables:
 nDCG@10 of each variant on the seven tests, and the paired randomisation test of the merged model against the best
-single expert, per seed and pooled over seeds. `--baselines N` scores BM25 and the base, and trains the all-data model,
-for the first N runs only: the last costs as much as all experts together. Asking for more later adds to finished runs.
+single expert, per seed and pooled over seeds. BM25 and the base depend on no seed and are scored once. `--all-data N`
+trains the all-data model for the first N runs only: it costs as much as all experts together. Asking for more later
+adds to finished runs.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ CONDITIONS = {"plain": ["judged", "mined"], "generated": ["judged", "mined", "ge
 
 
 def run_all(
-    out: Path, asked: dict[str, list[int]], *, with_baselines: int, finished: bool
+    out: Path, asked: dict[str, list[int]], *, all_data: int, finished: bool
 ) -> dict[tuple[str, int], dict[str, Any]]:
     """Results by condition and seed."""
     results: dict[tuple[str, int], dict[str, Any]] = {}
     for condition, seeds in asked.items():
         for seed in seeds:
-            more = ["bm25", "base", "all"] if len(results) < with_baselines else []
-            baselines = ["experts", *more]
+            baselines = ["experts"] if results else ["bm25", "base", "experts"]
+            if len(results) < all_data:
+                baselines.append("all")
             kinds, name = CONDITIONS[condition], f"miniature-{condition}-{seed}"
             there = out / name / "results.json"
             if finished and there.is_file():
@@ -121,12 +123,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/miniature"))
     parser.add_argument("--plain", type=int, nargs="*", default=[1, 2, 3], metavar="SEED")
     parser.add_argument("--generated", type=int, nargs="*", default=[1, 2, 3], metavar="SEED")
-    parser.add_argument("--baselines", type=int, default=99, metavar="N")
+    parser.add_argument("--all-data", type=int, default=99, metavar="N")
     parser.add_argument("--finished", action="store_true")
     arguments = parser.parse_args()
     asked = {"plain": arguments.plain, "generated": arguments.generated}
     asked = {condition: seeds for condition, seeds in asked.items() if seeds}
-    results = run_all(arguments.out, asked, with_baselines=arguments.baselines, finished=arguments.finished)
+    results = run_all(arguments.out, asked, all_data=arguments.all_data, finished=arguments.finished)
     for (condition, seed), result in results.items():
         stage = (
             arguments.out / f"miniature-{condition}-{seed}" / "stages" / "merge" / "search" / "search.json"

@@ -107,13 +107,12 @@ def mean(result: dict) -> float:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not DEMO_RUN, reason="MEDLEY_DEMO_RUN names no finished demo (make demo)")
-def test_the_demo_keeps_its_promise():
+def test_the_demo_beats_its_base_in_time():
     run = Path(str(DEMO_RUN))
     check_run(run)
     means = {name: mean(result) for name, result in variants(run).items()}
-    beaten = [name for name in means if name == "base" or name.startswith("expert:")]
-    assert len(beaten) == 5
-    for name in beaten:
-        assert means["merged"] > means[name], f"merged {means['merged']:.4f}, {name} {means[name]:.4f}"
+    assert sum(name.startswith("expert:") for name in means) == 4
+    # against single experts the demo's 200 test queries decide nothing (docs/results/demo.md), so they are no gate
+    assert means["merged"] > means["base"] + 0.005
     manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["seconds"] <= DEMO_LIMIT_S
