@@ -7,7 +7,7 @@ from pathlib import Path
 STAGES = {
     "lm": "language modelling",
     "words": "word vectors, contrastive",
-    "contrastive, last token only": "whole model, contrastive",
+    "contrastive": "whole model, contrastive",
 }
 WIDTH, HEIGHT, MARGIN = 300, 200, 34
 

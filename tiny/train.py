@@ -32,6 +32,10 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 PAD, EOS = "<|pad|>", "<|endoftext|>"
 VOCABULARY = 16384
+HIDDEN, LAYERS = 256, 4
+# A word vector's first dimensions are its content; the rest only take up length. Vectors are brought to one length
+# (by F.normalize here, by RMSNorm in the model), so a word that matters little learns to spend its length on them.
+CONTENT = 240
 QUERY_TOKENS, PASSAGE_TOKENS = 48, (64, 64, 128)  # a batch of passages draws one of these lengths
 # The split of Qwen2/Qwen3, so that a loader that assumes their tokenizer cuts text the same way.
 SPLIT = (
@@ -62,12 +66,12 @@ def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """A Qwen3 model of 7.7 million parameters with random weights."""
+    """A Qwen3 model of 6.6 million parameters with random weights."""
     config = Qwen3Config(
         vocab_size=VOCABULARY,
-        hidden_size=256,
+        hidden_size=HIDDEN,
         intermediate_size=512,
-        num_hidden_layers=6,
+        num_hidden_layers=LAYERS,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=64,
@@ -83,23 +87,32 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
 
 
 @torch.no_grad()
-def prepare_for_pooling(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Keep the word vectors, draw the layers anew so that the last token starts as a mean of all tokens.
+def mean_of_words_model(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Keep the word vectors, draw the layers anew so that the last token starts as the mean of all words' content.
 
-    The end-of-text token's own vector is zero and every attention layer first copies (value and output
-    projections are each other's transpose), so that its state is at first a projection of the mean.
+    The end-of-text token's own vector is zero. The last two attention layers attend to all tokens almost evenly and
+    copy half of the content each; every other layer starts close to the identity.
     """
-    words = model.get_input_embeddings().weight.clone()
+    words = F.normalize(model.get_input_embeddings().weight.clone(), dim=-1)
     words[tokenizer.eos_token_id] = 0
     model.load_state_dict(make_model(tokenizer).state_dict())
-    model.get_input_embeddings().weight.copy_(8 * words)  # large enough for tokens to remain themselves
-    for layer in model.model.layers:
+    model.get_input_embeddings().weight.copy_(
+        8 * words
+    )  # large, so that tokens remain themselves in every layer
+    half = CONTENT // 2
+    for index, layer in enumerate(model.model.layers):
         attention = layer.self_attn
-        torch.nn.init.orthogonal_(attention.v_proj.weight)
-        by_head = attention.v_proj.weight.view(2, 1, 64, 256).expand(
-            2, 2, 64, 256
-        )  # two heads share one value
-        attention.o_proj.weight.copy_(by_head.reshape(256, 256).T / 2)
+        attention.q_norm.weight.fill_(0.25)  # scores near zero: attention begins even
+        attention.o_proj.weight.mul_(0.01)
+        layer.mlp.down_proj.weight.mul_(0.01)
+        copied = index - (LAYERS - 2)
+        if copied < 0:
+            continue
+        rows, columns = torch.arange(half), copied * half + torch.arange(half)
+        attention.v_proj.weight[rows] = torch.eye(HIDDEN)[columns]
+        attention.o_proj.weight.zero_()
+        for twin in (0, 1):  # two query heads share one value head
+            attention.o_proj.weight[columns, 64 * (2 * (rows // 64) + twin) + rows % 64] = 0.125
 
 
 def export(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
@@ -133,13 +146,27 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str], length: int) ->
     return batch["input_ids"], batch["attention_mask"]
 
 
-def embed(model: Callable[..., object], batch: Encoded) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit vectors: the hidden state of the last token (the end-of-text token), and the mean of all."""
+def embed(model: Callable[..., object], batch: Encoded) -> torch.Tensor:
+    """Unit vectors: the hidden state of the last token (the end-of-text token)."""
     ids, mask = batch
     hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state  # type: ignore[attr-defined]
-    last = hidden[torch.arange(len(ids)), mask.sum(1) - 1].float()
-    mean = (hidden * mask.unsqueeze(-1)).float().sum(1)
-    return F.normalize(last, dim=-1), F.normalize(mean, dim=-1)
+    return F.normalize(hidden[torch.arange(len(ids)), mask.sum(1) - 1].float(), dim=-1)
+
+
+Bag = tuple[torch.Tensor, torch.Tensor]
+
+
+def to_bag(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Bag:
+    """All texts' token ids but the end-of-text in one row, and where each begins: what `F.embedding_bag` reads."""
+    rows = [encoding.ids[:-1] for encoding in tokenizer.backend_tokenizer.encode_batch(texts)]
+    starts = torch.tensor([0] + [len(row) for row in rows[:-1]]).cumsum(0)
+    return torch.tensor([token for row in rows for token in row]), starts
+
+
+def mean_of_words(table: torch.Tensor, bag: Bag) -> torch.Tensor:
+    """Unit vectors: the mean of the content of the words' unit vectors."""
+    content = F.normalize(table, dim=-1)[:, :CONTENT]
+    return F.normalize(F.embedding_bag(bag[0], content, bag[1], mode="mean"), dim=-1)
 
 
 def contrast(queries: torch.Tensor, passages: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -156,8 +183,8 @@ def accuracy(
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         for kind in PAIR_WEIGHTS:
             queries, passages = sampler.batch(256, random.Random(f"held out {kind}"), kind)
-            q, _ = embed(model.model, encode(tokenizer, queries, QUERY_TOKENS))
-            p, _ = embed(model.model, encode(tokenizer, passages, max(PASSAGE_TOKENS)))
+            q = embed(model.model, encode(tokenizer, queries, QUERY_TOKENS))
+            p = embed(model.model, encode(tokenizer, passages, max(PASSAGE_TOKENS)))
             result[kind] = round(((q @ p.T).argmax(1) == torch.arange(len(q))).float().mean().item(), 3)
     return result
 
@@ -217,12 +244,12 @@ def main() -> None:
     add("--lm-steps", type=int, default=300)
     add("--lm-batch", type=int, default=32, help="sequences of 256 tokens")
     add("--lm-rate", type=float, default=2e-3)
-    add("--words-steps", type=int, default=200)
-    add("--words-batch", type=int, default=512)
-    add("--words-rate", type=float, default=3e-3)
-    add("--steps", type=int, default=480, help="contrastive steps")
-    add("--batch", type=int, default=128, help="contrastive pairs in a batch")
-    add("--rate", type=float, default=7e-4)
+    add("--words-steps", type=int, default=1200)
+    add("--words-batch", type=int, default=1024)
+    add("--words-rate", type=float, default=2e-2)
+    add("--steps", type=int, default=60, help="contrastive steps")
+    add("--batch", type=int, default=512, help="contrastive pairs in a batch")
+    add("--rate", type=float, default=1e-4)
     add("--temperature", type=float, default=0.05)
     add("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -287,44 +314,40 @@ def main() -> None:
     sampler = PairSampler(chunks, word_counts, 8000)
     examiner = PairSampler(held_out_chunks, word_counts, 8000)
     log(stage="pairs", chunks={kind: len(pool) for kind, pool in sampler.pools.items()})
-    table = model.get_input_embeddings()
 
     def words_loss(step: int) -> torch.Tensor:
-        rng = random.Random(f"{args.seed}-words-{step}")
-        vectors = []
-        for texts, length in zip(sampler.batch(args.words_batch, rng), (48, 96), strict=True):
-            ids, mask = encode(tokenizer, texts, length)
-            vectors.append(F.normalize((F.normalize(table(ids), dim=-1) * mask.unsqueeze(-1)).sum(1), dim=-1))
-        return contrast(vectors[0], vectors[1], args.temperature)
+        queries, passages = sampler.batch(args.words_batch, random.Random(f"{args.seed}-words-{step}"))
+        table = model.get_input_embeddings().weight
+        with torch.autocast("cpu", enabled=False):
+            left = mean_of_words(table, to_bag(tokenizer, queries))
+            right = mean_of_words(table, to_bag(tokenizer, passages))
+        return contrast(left, right, args.temperature)
 
+    with torch.no_grad():  # begin with a quarter of each word's length off its content
+        table = model.get_input_embeddings().weight
+        table.copy_(F.normalize(table, dim=-1))
+        table[:, CONTENT:] += 0.25 / math.sqrt(HIDDEN - CONTENT)
     steps, rate = args.words_steps, args.words_rate
     optimise("words", model, words_loss, steps, rate, args.checkpoints, log, save, every=100)
 
     torch.manual_seed(args.seed + 1)
-    prepare_for_pooling(model, tokenizer)
+    mean_of_words_model(model, tokenizer)
+    log(stage="held-out", step=0, accuracy=accuracy(model, tokenizer, examiner))
     compiled = torch.compile(model.model, dynamic=False)
 
     def contrastive_loss(step: int) -> torch.Tensor:
         rng = random.Random(f"{args.seed}-{step}")
         queries, passages = sampler.batch(args.batch, rng)
-        q_last, q_mean = embed(compiled, encode(tokenizer, queries, QUERY_TOKENS))
-        p_last, p_mean = embed(compiled, encode(tokenizer, passages, rng.choice(PASSAGE_TOKENS)))
-        with torch.autocast("cpu", enabled=False):
-            # Mean vectors learn from the first step and show the last token the way; their weight fades.
-            loss = contrast(q_last, p_last, args.temperature)
-            helper = contrast(q_mean, p_mean, args.temperature)
-            helper = helper + contrast(q_last, p_mean, args.temperature) / 2
-            helper = helper + contrast(q_mean, p_last, args.temperature) / 2
-            if step % 20 == 19:
-                log(stage="contrastive, last token only", step=step + 1, loss=round(loss.item(), 4))
-            return loss + helper * (1 - step / args.steps) / 2
+        left = embed(compiled, encode(tokenizer, queries, QUERY_TOKENS))
+        right = embed(compiled, encode(tokenizer, passages, rng.choice(PASSAGE_TOKENS)))
+        return contrast(left, right, args.temperature)
 
     def after(step: int) -> None:
         log(stage="held-out", step=step, accuracy=accuracy(model, tokenizer, examiner))
         export(model, tokenizer, args.output)
 
     steps, rate = args.steps, args.rate
-    optimise("contrastive", model, contrastive_loss, steps, rate, args.checkpoints, log, after, every=120)
+    optimise("contrastive", model, contrastive_loss, steps, rate, args.checkpoints, log, after, every=20)
 
 
 if __name__ == "__main__":
