@@ -14,10 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medley.evaluate.compare import compare
+from medley.evaluate.compare import Comparison, compare
 from medley.pipeline import run_recipe
 from medley.pipeline.proof import mean_score, per_query
 from medley.recipe import load_recipe
@@ -36,24 +37,24 @@ def run_all(
             baselines = ["experts"] if results else ["bm25", "base", "experts"]
             if len(results) < all_data:
                 baselines.append("all")
-            kinds, name = CONDITIONS[condition], f"miniature-{condition}-{seed}"
-            there = out / name / "results.json"
-            if finished and there.is_file():
-                results[condition, seed] = json.loads(there.read_text(encoding="utf-8"))
-                continue
-            recipe = load_recipe(
-                RECIPE,
-                [
-                    f"name={name}",
-                    f"seed={seed}",
-                    f"negatives.kinds={json.dumps(kinds)}",
-                    f"evaluate.baselines={json.dumps(baselines)}",
-                ],
-            )
-            print(f"== {name}", file=sys.stderr, flush=True)
-            folder = run_recipe(recipe, out / name)
-            results[condition, seed] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+            changes = [
+                f"seed={seed}",
+                f"negatives.kinds={json.dumps(CONDITIONS[condition])}",
+                f"evaluate.baselines={json.dumps(baselines)}",
+            ]
+            folder = out / f"miniature-{condition}-{seed}"
+            results[condition, seed] = result_of(folder, changes, finished=finished)
     return results
+
+
+def result_of(folder: Path, changes: list[str], *, finished: bool) -> dict[str, Any]:
+    """The results of the recipe with some settings changed; run, or taken as they are where they are finished."""
+    there = folder / "results.json"
+    if not (finished and there.is_file()):
+        print(f"== {folder.name}", file=sys.stderr, flush=True)
+        run_recipe(load_recipe(RECIPE, [f"name={folder.name}", *changes]), folder)
+    found: dict[str, Any] = json.loads(there.read_text(encoding="utf-8"))
+    return found
 
 
 def best_expert(variants: dict[str, Any]) -> str:
@@ -63,17 +64,24 @@ def best_expert(variants: dict[str, Any]) -> str:
     )
 
 
-def pooled(results: dict[int, dict[str, Any]], other: str | None) -> Any:
+def pooled(results: dict[int, dict[str, Any]], other: str | None) -> Comparison:
     """Merged against another variant (None: each seed's best expert), every query of every seed one pair."""
+    every = {seed: result["variants"] for seed, result in results.items()}
+    return pooled_comparison(
+        {seed: (own["merged"], own[other or best_expert(own)]) for seed, own in every.items()}
+    )
+
+
+def pooled_comparison(variants: Mapping[int, tuple[dict[str, Any], dict[str, Any]]]) -> Comparison:
+    """The first of two variants against the second over seeds: every query of every seed is one pair."""
     ours: dict[str, dict[str, float]] = {}
     theirs: dict[str, dict[str, float]] = {}
-    for seed, result in results.items():
-        variants = result["variants"]
-        rival = per_query(variants[other or best_expert(variants)])
-        for task, scores in per_query(variants["merged"]).items():
+    for seed, (own, rival) in variants.items():
+        rival_scores = per_query(rival)
+        for task, scores in per_query(own).items():
             for query, score in scores.items():
                 ours.setdefault(task, {})[f"{seed}/{query}"] = score
-                theirs.setdefault(task, {})[f"{seed}/{query}"] = rival[task][query]
+                theirs.setdefault(task, {})[f"{seed}/{query}"] = rival_scores[task][query]
     return compare(ours, theirs, seed=13)
 
 

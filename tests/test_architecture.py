@@ -19,13 +19,14 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "bundled" not in path
 
 LAYERS = (
     {"errors"},
-    {"files", "fingerprint", "progress", "overlap", "template", "collections", "mteb_tasks", "pairs", "leaks"},
+    {"files", "fingerprint", "progress", "overlap", "template", "collections", "mteb_tasks", "pairs", "leaks",
+     "origins", "prompt_file"},
     {"run"},
     {"llm", "encoder", "search", "lowrank", "expert"},
-    {"mine", "synthesize", "prompts", "train", "merge", "evaluate", "report"},
-    {"recipe"},  # every stage's settings in one file; the stages themselves it does not call
+    {"mine", "synthesize", "guard", "review", "prompts", "train", "merge", "evaluate", "report"},
+    {"recipe", "recipe_data"},  # every stage's settings in one file; the stages themselves it does not call
     {"pipeline"},
-    {"cli", "__main__", "tables"},
+    {"cli", "cli_guard", "cli_llm", "cli_synthesize", "__main__", "tables"},
 )  # fmt: skip
 """From below to above: a module imports only from its own layer (stages: only from themselves) and those below."""
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -35,7 +36,7 @@ SETTLED_LATER = {
     ("cli.py:tune_prompt", "merge"): "the dev pool is a noun that prompts and merge need: put it below them",
 }
 """Imports that break the rule, each with what would mend it. A test fails when one of them is gone."""
-LONGER = {"cli.py": 430, "llm.py": 402}
+LONGER = {"cli.py": 430}
 """Files past 400 lines, and how long they may be: a list that must not grow."""
 HEAVY = (
     "torch", "transformers", "sentence_transformers", "mteb", "mergekit", "peft", "datasets", "scipy", "openai",

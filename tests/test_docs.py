@@ -81,11 +81,11 @@ def is_quick(arguments: tuple[str, ...]) -> bool:
     if verb == "run":
         until = arguments[arguments.index("--until") + 1] if "--until" in arguments else None
         return "--plan" in arguments or until in DATA_STAGES
-    if verb in ("mine", "synthesize"):
+    if verb in ("mine", "synthesize", "guard"):
         return "--retriever" not in arguments and "--llm-url" not in arguments
     if verb == "evaluate":
         return arguments[1] == "bm25"
-    return verb in ("leaks", "compare", "status")
+    return verb in ("leaks", "compare", "status", "review")
 
 
 BROUGHT = ("recipes/", "runs/handbook", "demo-run", "handbook.yaml", "recipe.yaml")

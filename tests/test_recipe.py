@@ -31,7 +31,7 @@ def test_the_demo_recipe_survives_being_written_out():
         ("experts.all={sources: [care]}", r"the name `all` stands for"),
         ("retriever.template=e6", r"retriever.template"),
         ("merge.methods=[tise]", r"merge.methods.0: input should be 'linear' or 'task_arithmetic'"),
-        ("sources.x={}", r"sources.x: give either `pairs` or `collection`"),
+        ("sources.x={}", r"sources.x: give one of `pairs`, `collection` and `corpus`"),
         ("evaluate={baselines: [bm25]}", r"evaluate.groups"),
         ("merge={}", r"merge.dev: this key is required"),
         ("seed", r"--set seed: write key.sub=value"),

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +20,17 @@ from medley.encoder import Retriever, RetrieverSettings, build_retriever, encode
 from medley.errors import InputError, ModelError
 from medley.search import (
     Bm25Index,
+    PassageOrder,
+    Shards,
+    dense,
     encode_corpus,
     exact_top_k,
+    nearest,
     passages_key,
     rank_with_bm25,
     rank_with_retriever,
 )
+from medley.search.shards import shard_path, shards_of
 
 PASSAGES = [
     Passage("p10", "Insulin lowers blood glucose in diabetic patients."),
@@ -50,6 +60,63 @@ def test_top_k_equals_a_full_sort_for_any_block(seed: int, passages: int, k: int
     assert [[i for i, _ in ranking] for ranking in found] == brute_force(queries_QH @ passages_DH.T, ids, k)
     for row, ranking in zip(queries_QH @ passages_DH.T, found, strict=True):
         assert all(score == row[ids.index(i)] for i, score in ranking)
+
+
+def test_top_k_equals_a_full_sort_over_many_tiles_strips_and_blocks() -> None:
+    rng = np.random.default_rng(1)
+    queries_QH = rng.integers(-2, 3, (1_100, 5)).astype(np.float32)  # two tiles, the second one ragged
+    passages_DH = rng.integers(-2, 3, (9_700, 5)).astype(
+        np.float32
+    )  # ties everywhere; strips, the last one ragged
+    ids = [f"p{i}" for i in rng.permutation(len(passages_DH))]
+    order = PassageOrder(ids)
+    for k in (1, 37, 1_500):  # the last is more than the first block holds
+        found = nearest(queries_QH, passages_DH, order, k)
+        for query in range(3, len(queries_QH), 20):
+            scores_D = passages_DH @ queries_QH[query]
+            best = np.lexsort((ids, -scores_D))[:k]
+            assert np.array_equal(found.positions_QK[query], best)
+            assert np.array_equal(found.scores_QK[query], scores_D[best])
+
+
+def test_a_sample_that_misleads_costs_time_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where the sample looks do passages score high: fewer than k reach the floor that it suggests."""
+    rng = np.random.default_rng(2)
+    passages_DH = rng.standard_normal((30_000, 2)).astype(np.float32)
+    passages_DH[np.linspace(0, 29_999, dense.SAMPLE).astype(int)[:40], 0] = 9
+    queries_QH = np.array([[1, 0], [0, 1]], np.float32)
+    ids = [f"p{i:05d}" for i in range(30_000)]
+    searched = []
+    real = dense._search
+    monkeypatch.setattr(dense, "_search", lambda *given: searched.append(len(given[0])) or real(*given))
+    found = nearest(queries_QH, passages_DH, PassageOrder(ids), 100)
+    assert searched == [2, 1], "the first query was searched again"
+    for query_H, positions_K in zip(queries_QH, found.positions_QK, strict=True):
+        assert np.array_equal(positions_K, np.argsort(-(passages_DH @ query_H), kind="stable")[:100])
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 130), st.sampled_from([3, 64, 256]))
+def test_a_query_finds_the_same_whatever_queries_stand_beside_it(seed: int, queries: int, width: int) -> None:
+    rng = np.random.default_rng(seed)
+    queries_QH = rng.standard_normal((queries, width)).astype(np.float32)
+    passages_DH = rng.standard_normal((1_500, width)).astype(np.float32)
+    order = PassageOrder([str(i) for i in range(len(passages_DH))])
+    together = nearest(queries_QH, passages_DH, order, 20, similarity="cosine")
+    shuffled = rng.permutation(queries)[: max(1, queries // 2)]
+    apart = nearest(queries_QH[shuffled], passages_DH, order, 20, similarity="cosine")
+    assert np.array_equal(apart.positions_QK, together.positions_QK[shuffled])
+    assert np.array_equal(apart.scores_QK, together.scores_QK[shuffled])  # to the last bit
+
+
+def test_the_number_of_threads_is_as_it_was_after_a_search() -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    exact_top_k(np.ones((3, 2), np.float32), np.ones((4, 2), np.float32), list("abcd"), 2)
+    with pytest.raises(ModelError):
+        exact_top_k(np.ones((3, 2), np.float32), np.full((4, 2), np.inf, np.float32), list("abcd"), 2)
+    assert torch.get_num_threads() == before
 
 
 def test_cosine_ignores_length_and_bears_a_zero_vector() -> None:
@@ -102,6 +169,57 @@ def test_bm25_of_passages_without_any_word_finds_nothing() -> None:
     assert Bm25Index([Passage("a", "?!"), Passage("b", "the of")]).search(["the heart"], 5) == [[]]
 
 
+WORDS = [f"w{i}" for i in range(12)]
+texts_of_words = st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(texts_of_words, min_size=1, max_size=40),
+    st.lists(texts_of_words, min_size=1, max_size=3),
+    st.integers(1, 8),
+    st.data(),
+)
+def test_bm25_is_bm25s_over_all_passages_to_the_last_bit(
+    texts: list[str], queries: list[str], k: int, data: st.DataObject
+) -> None:
+    import bm25s
+    from bm25s.tokenization import Tokenizer
+
+    ids = [f"p{i}" for i in data.draw(st.permutations(range(len(texts))))]
+    among = data.draw(st.integers(1, len(texts)))
+    index = Bm25Index([Passage(i, text) for i, text in zip(ids, texts, strict=True)])
+    found = index.nearest(queries, k, among_first=among)
+    tokenizer = Tokenizer(stopwords="english", stemmer=None)
+    token_ids = list(tokenizer.streaming_tokenize(texts, update_vocab=True, allow_empty=False))
+    reference = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
+    if any(token_ids):
+        reference.index((token_ids, tokenizer.get_vocab_dict()), show_progress=False)
+    for query, positions_K, scores_K in zip(queries, found.positions_QK, found.scores_QK, strict=True):
+        (terms,) = tokenizer.streaming_tokenize([query], update_vocab=False, allow_empty=False)
+        scores_D = reference.get_scores_from_ids(terms) if terms else np.zeros(len(texts), np.float32)
+        assert np.array_equal(index.scores(query), scores_D)
+        assert np.array_equal(index.scores(query, np.arange(among)), scores_D[:among])
+        best = sorted(
+            (-s, i, p) for p, (s, i) in enumerate(zip(scores_D[:among], ids, strict=False)) if s > 0
+        )
+        best = best[:k]
+        assert positions_K[positions_K >= 0].tolist() == [p for _, _, p in best]
+        assert scores_K[positions_K >= 0].tolist() == [-s for s, _, _ in best]
+
+
+def test_bm25_leaves_out_frequent_words_and_finds_the_same() -> None:
+    """Long lists are not gone through where they cannot matter: here one word is in every passage."""
+    rng = np.random.default_rng(3)
+    texts = [f"common rare{r} odd{o}" for r, o in rng.integers(0, 400, (20_000, 2))]
+    index = Bm25Index([Passage(f"p{i:05d}", text) for i, text in enumerate(texts)])
+    passages, _ = index._candidates(index._terms("common rare7 odd9"), 10, len(texts))
+    assert 10 <= len(passages) < 300
+    scores_D = index.scores("common rare7 odd9")
+    best = np.argsort(-scores_D, kind="stable")[:10]
+    assert index.nearest(["common rare7 odd9"], 10).positions_QK[0].tolist() == best.tolist()
+
+
 @pytest.fixture(scope="module")
 def retriever(tiny_model_folder: Path) -> Retriever:
     return build_retriever(
@@ -128,13 +246,95 @@ def test_a_retriever_ranks_by_its_own_vectors(retriever: Retriever) -> None:
 
 
 def test_stored_vectors_are_the_same_and_are_read_again(retriever: Retriever, tmp_path: Path) -> None:
-    first = encode_corpus(retriever, PASSAGES, store=tmp_path)
-    assert np.array_equal(first, encode_passages(retriever, PASSAGES))
-    (file,) = tmp_path.iterdir()
-    assert file.stem == passages_key(retriever, PASSAGES)
-    marked = np.zeros_like(first)
-    np.save(file, marked)
-    assert np.array_equal(encode_corpus(retriever, PASSAGES, store=tmp_path), marked)
+    first = encode_corpus(retriever, PASSAGES, store=tmp_path, shard_rows=2)
+    in_memory_DH = encode_corpus(retriever, PASSAGES, shard_rows=2)
+    assert np.array_equal(first, in_memory_DH)
+    assert np.asarray(in_memory_DH) == pytest.approx(encode_passages(retriever, PASSAGES), abs=1e-6)
+    (folder,) = tmp_path.iterdir()
+    assert folder.name == passages_key(retriever, PASSAGES)
+    shards = sorted(folder.iterdir())
+    assert [file.name for file in shards] == [
+        "0000000000-0000000002.npy", "0000000002-0000000004.npy", "0000000004-0000000005.npy",
+    ]  # fmt: skip
+    marked = np.full((2, first.shape[1]), 7, np.float32)
+    np.save(shards[1], marked)
+    shards[2].unlink()
+    again = encode_corpus(retriever, PASSAGES, store=tmp_path, shard_rows=2)
+    assert np.array_equal(again[2:4], marked), "a shard that is there is not encoded again"
+    assert np.array_equal(again[4:], in_memory_DH[4:]), "one that is missing is"
+
+
+@settings(max_examples=60, deadline=None)
+@given(count=st.integers(1, 30), rows=st.integers(1, 9), data=st.data())
+def test_shards_are_read_like_an_array(
+    count: int, rows: int, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("shards")
+    vectors_DH = np.arange(count * 2, dtype=np.float32).reshape(count, 2)
+    for shard in shards_of(count, rows):
+        np.save(shard_path(folder, shard), vectors_DH[shard.start : shard.stop])
+    shards = Shards(folder, (count, 2), rows)
+    start, stop = data.draw(st.integers(-3, count + 3)), data.draw(st.integers(-3, count + 3))
+    step = data.draw(st.sampled_from([1, 2, -1]))
+    for wanted in (slice(start, stop, step), slice(start, stop), slice(None)):
+        assert np.array_equal(shards[wanted], vectors_DH[wanted]) and shards[wanted].shape[1] == 2
+    positions = np.array(data.draw(st.lists(st.integers(0, count - 1))), dtype=np.int64)
+    assert np.array_equal(shards[positions], vectors_DH[positions])
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    shards = Shards(tmp_path, (3, 2), 2)
+    np.save(shard_path(tmp_path, range(2, 3)), np.zeros((1, 2), np.float64))
+    with pytest.raises(ModelError, match=r"0000000002.npy: cannot be read .*; remove it and encode again"):
+        shards[:2]
+    with pytest.raises(ModelError, match=r"float64 of shape \(1, 2\), not float32 of shape \(1, 2\)"):
+        shards[2:]
+
+
+ENCODING = """
+import sys
+from pathlib import Path
+from medley.collections import FolderCorpus
+from medley.encoder import RetrieverSettings, build_retriever
+from medley.search import encode_corpus
+model, corpus, store = map(Path, sys.argv[1:])
+retriever = build_retriever(str(model), RetrieverSettings(max_length=64, dtype="float32"))
+encode_corpus(retriever, FolderCorpus(corpus), store=store, shard_rows=32)
+"""
+
+
+@pytest.mark.slow
+def test_killed_encoding_goes_on_where_it_was(tiny_model_folder: Path, tmp_path: Path) -> None:
+    corpus, store = tmp_path / "corpus.jsonl", tmp_path / "store"
+    words = np.random.default_rng(0).integers(0, 50, (1_600, 40))
+    lines = (
+        f'{{"_id": "p{i}", "text": "{" ".join(map(str, row))}"}}' for i, row in enumerate(words.tolist())
+    )
+    corpus.write_text("\n".join(lines), encoding="utf-8")
+
+    def start(into: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", ENCODING, str(tiny_model_folder), str(corpus), str(into)]
+        return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    def shards() -> dict[str, int]:
+        return {file.name: file.stat().st_mtime_ns for file in store.glob("*/[0-9]*.npy")}
+
+    for share in (5, 20):  # killed twice, at shards that are far from the end
+        process = start(store)
+        while len(shards()) < share and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "it was killed, not finished"
+    before = shards()
+    assert 20 <= len(before) < 50
+    assert start(store).wait() == 0
+    after = shards()
+    assert len(after) == 50 and {name: after[name] for name in before} == before, (
+        "only missing ones were written"
+    )
+    assert start(tmp_path / "whole").wait() == 0
+    for file in (tmp_path / "whole").glob("*/*.npy"):
+        assert file.read_bytes() == (store / file.parent.name / file.name).read_bytes()
 
 
 def test_the_key_of_stored_vectors_is_what_decides_them(retriever: Retriever) -> None:

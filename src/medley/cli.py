@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from medley import cli_guard, cli_synthesize
 from medley.errors import InputError, MedleyError
 from medley.tables import print_comparisons, print_results, print_steps
 
@@ -23,8 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Turn a decoder-only language model into a retriever for your domain.",
 )
-synthesize_app = typer.Typer(no_args_is_help=True, help="Write training data: hard negatives, or queries.")
-app.add_typer(synthesize_app, name="synthesize")
+app.add_typer(cli_synthesize.app, name="synthesize")
 
 Out = Annotated[Path, typer.Option("--out", help="Where the result goes.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
@@ -119,86 +119,54 @@ def mine(
     corpus: Annotated[
         str | None, typer.Option(help="A collection; default: the pairs' own positives.")
     ] = None,
-    depth: Annotated[int, typer.Option(help="Candidates looked at per query.")] = 100,
-    per_query: Annotated[int, typer.Option(help="Negatives kept per query.")] = 1,
+    depth: Annotated[int, typer.Option(help="Ranks looked at for each query.")] = 100,
+    skip_top: Annotated[int, typer.Option(help="Ranks left out at the top.")] = 0,
+    per_query: Annotated[int, typer.Option(help="Negatives kept for each pair.")] = 1,
     margin: Annotated[
         float, typer.Option(help="Keep those scoring below margin x the positive's score.")
     ] = 0.95,
+    absolute_margin: Annotated[
+        float | None, typer.Option(help="Keep those scoring more than this below the positive.")
+    ] = None,
+    min_score: Annotated[float | None, typer.Option(help="Keep those scoring at least this.")] = None,
+    max_score: Annotated[float | None, typer.Option(help="Keep those scoring at most this.")] = None,
+    sampling: Annotated[str, typer.Option(help="`top`: the best that pass; `random`: any of them.")] = "top",
+    vectors: Annotated[
+        Path | None,
+        typer.Option(help="Keep the corpus' vectors here; default: OUT.vectors, removed when done."),
+    ] = None,
     seed: Seed = 13,
 ) -> None:
     """Mine hard negatives for training pairs, from a corpus."""
+    from medley.collections import load_corpus
     from medley.encoder import open_retriever
-    from medley.mine import MiningSettings, mine_negatives
-    from medley.pairs import read_pairs, write_pairs
+    from medley.files import remove
+    from medley.mine import MinedStream, MiningSettings
+    from medley.pairs import StreamedPairs, write_pairs
 
-    settings = MiningSettings(retriever=retriever, depth=depth, per_query=per_query, margin=margin)
-    rows = read_pairs(pairs)
-    passages = _corpus(corpus) if corpus else None
-    model = None if retriever == "bm25" else open_retriever(retriever)
-    mined = mine_negatives(rows, passages, settings, seed=seed, retriever=model)
-    write_pairs(out, mined.pairs)
-    print(json.dumps(dict(mined.counts)))
-
-
-@synthesize_app.command("negatives")
-def synthesize_negatives(
-    pairs: PairsFile,
-    out: Out,
-    corpus: Annotated[str | None, typer.Option(help="A collection that siblings are taken from.")] = None,
-    llm_url: Annotated[
-        str | None, typer.Option(help="An OpenAI-compatible endpoint; without: perturbation.")
-    ] = None,
-    llm_model: Annotated[str | None, typer.Option(help="The model's name at the endpoint.")] = None,
-    concurrency: Annotated[int, typer.Option(help="Requests in flight.")] = 8,
-    budget_tokens: Annotated[
-        int | None, typer.Option(help="Stop cleanly before more tokens are used.")
-    ] = None,
-    seed: Seed = 13,
-) -> None:
-    """Write hard negatives: by an LLM, or by perturbing positives where no endpoint is named."""
-    from medley.collections import Passage
-    from medley.pairs import read_pairs, write_pairs
-
-    rows = read_pairs(pairs)
-    if llm_url is not None:
-        from medley.synthesize.negatives import GenerationSettings, generate_negatives
-
-        chat = _chat(llm_url, llm_model, concurrency, budget_tokens, out)
-        generated = generate_negatives(rows, chat, GenerationSettings(concurrency=concurrency), seed=seed)
-    else:
-        from medley.synthesize.perturb import PerturbationSettings, perturb_negatives
-
-        passages = (
-            _corpus(corpus) if corpus else [Passage(str(i), row.positive) for i, row in enumerate(rows)]
-        )
-        generated = perturb_negatives(rows, passages, PerturbationSettings(), seed=seed)
-    write_pairs(out, generated.pairs)
-    print(json.dumps(dict(generated.counts)))
-
-
-@synthesize_app.command("queries")
-def synthesize_queries(
-    corpus: Annotated[str, typer.Option(help="A collection whose passages get queries.")],
-    out: Out,
-    llm_url: Annotated[str, typer.Option(help="An OpenAI-compatible endpoint.")],
-    llm_model: Annotated[str, typer.Option(help="The model's name at the endpoint.")],
-    concurrency: Annotated[int, typer.Option(help="Requests in flight.")] = 8,
-    budget_tokens: Annotated[
-        int | None, typer.Option(help="Stop cleanly before more tokens are used.")
-    ] = None,
-    seed: Seed = 13,
-) -> None:
-    """Write a query for each passage of a corpus, by an LLM (BMRetriever's instance level)."""
-    from medley.pairs import write_pairs
-    from medley.synthesize.negatives import GenerationSettings
-    from medley.synthesize.queries import generate_queries
-
-    chat = _chat(llm_url, llm_model, concurrency, budget_tokens, out)
-    generated = generate_queries(
-        list(_corpus(corpus)), chat, GenerationSettings(concurrency=concurrency), seed=seed
+    settings = MiningSettings.model_validate(
+        {
+            "retriever": retriever,
+            "depth": depth,
+            "skip_top": skip_top,
+            "per_query": per_query,
+            "margin": margin,
+            "absolute_margin": absolute_margin,
+            "min_score": min_score,
+            "max_score": max_score,
+            "sampling": sampling,
+        }
     )
-    write_pairs(out, generated.pairs)
-    print(json.dumps(dict(generated.counts)))
+    rows = StreamedPairs(pairs)
+    for _ in rows:  # wrong rows are told before anything is indexed or encoded
+        pass
+    passages = load_corpus(corpus) if corpus else None
+    model = None if retriever == "bm25" else open_retriever(retriever)
+    unfinished = out.with_name(f"{out.name}.vectors")
+    mined = MinedStream(rows, passages, settings, seed=seed, retriever=model, store=vectors or unfinished)
+    write_pairs(out, mined)
+    remove(unfinished)
+    print(json.dumps(mined.counts))
 
 
 @app.command("tune-prompt")
@@ -399,26 +367,13 @@ def leaks(
                 )
 
 
+app.command()(cli_guard.guard)
+app.command()(cli_guard.review)
+
+
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write the report of a run again."""
     from medley.report import write_report
 
     print(write_report(folder))
-
-
-def _corpus(spec: str) -> Any:
-    """The passages of a collection; the corpus alone is enough, so any split will do."""
-    from medley.collections import FolderCorpus, find_folder, load_collection, split_spec
-
-    folder = find_folder(split_spec(spec)[0])
-    return FolderCorpus(folder / "corpus.jsonl") if folder else load_collection(spec).corpus
-
-
-def _chat(url: str, model: str | None, concurrency: int, budget_tokens: int | None, out: Path) -> Any:
-    from medley.llm import LlmSettings, open_chat
-
-    if model is None:
-        raise InputError("--llm-model is required with --llm-url; name the model that the endpoint serves.")
-    settings = LlmSettings(base_url=url, model=model, concurrency=concurrency, budget_tokens=budget_tokens)
-    return open_chat(settings, cache=out.with_name(out.name + ".llm-cache.jsonl"))

@@ -130,6 +130,17 @@ class FolderCorpus(Sequence[Passage]):
             return self._passage(stream.readline(), position + 1)
 
 
+def load_corpus(spec: str, *, keep_empty: bool = False) -> Sequence[Passage]:
+    """The passages of the collection that a spec names. A folder needs its corpus.jsonl only; a split is ignored.
+
+    Raises CollectionError as `load_collection` does.
+    """
+    folder = find_folder(split_spec(spec)[0])
+    if folder is not None:
+        return FolderCorpus(folder / "corpus.jsonl", keep_empty=keep_empty)
+    return load_collection(spec, keep_empty=keep_empty).corpus
+
+
 def load_collection(spec: str, *, default_split: str = "test", keep_empty: bool = False) -> Collection:
     """Open the collection that `SPEC` or `SPEC:SPLIT` names (see the module's head).
 

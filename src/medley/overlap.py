@@ -30,8 +30,7 @@ def runs_of_words(normal: str) -> Iterator[str]:
     """The shingles in the order of the text, repeated ones too."""
     words = normal.split()
     size = SHINGLE_WORDS if len(words) >= SHINGLE_WORDS else 1
-    for start in range(len(words) - size + 1):
-        yield " ".join(words[start : start + size])
+    return map(" ".join, zip(*(words[start:] for start in range(size)), strict=False))
 
 
 def jaccard(a: Set[str], b: Set[str]) -> float:

@@ -52,10 +52,27 @@ def read_pairs(path: Path) -> list[TrainingPair]:
     Raises PairsError with file:line for a row without query or positive, with an empty text, or with a negative
     that equals its positive.
     """
-    pairs = [pair_from_row(row, where) for where, row in _rows(path)]
-    if not pairs:
+    return list(iter_pairs(path))
+
+
+def iter_pairs(path: Path) -> Iterator[TrainingPair]:
+    """The rows of a pairs file one by one, checked as `read_pairs` does; JSON Lines are never in memory as a whole."""
+    empty = True
+    for where, row in _rows(path):
+        empty = False
+        yield pair_from_row(row, where)
+    if empty:
         raise PairsError(f"{path}: holds no rows; a pairs file needs at least one.")
-    return pairs
+
+
+@dataclass(frozen=True)
+class StreamedPairs:
+    """A pairs file that can be read from the start again and again, row by row; checked each time."""
+
+    path: Path
+
+    def __iter__(self) -> Iterator[TrainingPair]:
+        return iter_pairs(self.path)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -15,8 +15,11 @@ LINE_EVERY_S = 30.0
 
 
 @contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show how much of `total` is done; the value given is called with the number of items just finished."""
+def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show how much of `total` is done; the value given is called with the number of items just finished.
+
+    Without a total (None), only how much is done.
+    """
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -37,7 +40,10 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         nonlocal done, last
         done += count
         now = time.monotonic()
-        if now - last > LINE_EVERY_S and 0 < done < total:
+        if now - last > LINE_EVERY_S and done > 0 and total is None:
+            last = now
+            print(f"{label}: {done} done", file=sys.stderr, flush=True)
+        elif now - last > LINE_EVERY_S and total is not None and 0 < done < total:
             last = now
             left_s = (now - start) / done * (total - done)
             print(f"{label}: {done}/{total}, about {left_s:.0f} s left", file=sys.stderr, flush=True)

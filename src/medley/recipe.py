@@ -11,107 +11,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from medley.collections import split_spec
 from medley.encoder import RetrieverSettings
 from medley.errors import RecipeError
 from medley.llm import LlmSettings
 from medley.merge.settings import SearchSettings
-from medley.mine import MiningSettings
 from medley.prompts.choose import PromptSettings
-from medley.synthesize.negatives import GenerationSettings
-from medley.synthesize.perturb import PerturbationSettings
+from medley.recipe_data import (
+    STRICT,
+    NegativeKind,
+    NegativeSettings,
+    Source,
+    check_condition,
+    check_writer,
+    refuse_elsewhere,
+)
+from medley.synthesize.queries import QuerySettings
 from medley.train.settings import PretrainSettings, TrainSettings
 
-STRICT = ConfigDict(frozen=True, extra="forbid")
-NegativeKind = Literal["judged", "mined", "generated"]
 Baseline = Literal["bm25", "base", "experts", "all"]
-
-
-def _refuse_elsewhere(settings: BaseModel, name: str, homes: Mapping[str, str]) -> None:
-    """Refuse a value that the recipe says at another place, so that no key is silently ignored."""
-    for key, home in homes.items():
-        if getattr(settings, key) != type(settings).model_fields[key].get_default(call_default_factory=True):
-            raise ValueError(f"{name}.{key}: a recipe says this once, at `{home}`; set it there")
-
-
-class Source(BaseModel):
-    """Where training pairs come from: a pairs file, or a collection's judgements."""
-
-    model_config = STRICT
-
-    pairs: str | None = Field(None, description="a pairs file (JSON Lines, .gz, Parquet)")
-    collection: str | None = Field(None, description="a collection folder, task or hub id")
-    split: str = Field("train", description="of the collection")
-    instruction: str = Field("", description="the task sentence put before its queries")
-    limit: int | None = Field(None, ge=2, description="keep so many pairs, drawn at random")
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> Source:
-        if (self.pairs is None) == (self.collection is None):
-            raise ValueError("give either `pairs` or `collection`")
-        return self
-
-
-class GuardSettings(BaseModel):
-    """What keeps false negatives out."""
-
-    model_config = STRICT
-
-    margin: float | None = Field(
-        0.95,
-        gt=0,
-        le=1,
-        description="a negative must score below margin x the positive's score; null: no margin",
-    )
-
-
-class GeneratedSettings(BaseModel):
-    """Generated hard negatives: by the recipe's llm where it names one, by perturbing positives otherwise."""
-
-    model_config = STRICT
-
-    per_query: int = Field(1, ge=1, description="negatives made for each pair")
-    llm: GenerationSettings = Field(GenerationSettings(), description="how a language model is asked")
-    perturbation: PerturbationSettings = Field(
-        PerturbationSettings(), description="how positives are rewritten"
-    )
-
-    @model_validator(mode="after")
-    def _said_once(self) -> GeneratedSettings:
-        elsewhere = {key: f"llm.{key}" for key in ("concurrency", "temperature", "max_tokens")}
-        per_query = {"per_query": "negatives.generated.per_query"}
-        _refuse_elsewhere(self.llm, "llm", elsewhere | per_query)
-        _refuse_elsewhere(self.perturbation, "perturbation", per_query)
-        return self
-
-    @property
-    def files(self) -> list[str]:
-        """Files of the user's own whose content decides what is generated."""
-        given = (self.llm.prompt, self.perturbation.siblings, self.perturbation.antonyms)
-        return [str(path) for path in given if path is not None]
-
-
-class NegativeSettings(BaseModel):
-    """Hard negatives: how they are mined and generated; each expert says which kinds it trains with."""
-
-    model_config = STRICT
-
-    mined: MiningSettings | None = Field(MiningSettings(), description="from a corpus, by a retriever")
-    generated: GeneratedSettings | None = Field(
-        GeneratedSettings(), description="written by the recipe's llm, or by perturbation without one"
-    )
-    guard: GuardSettings = Field(GuardSettings(), description="against false negatives")
-    kinds: tuple[NegativeKind, ...] = Field(
-        ("judged", "mined", "generated"), description="what experts train with unless they say otherwise"
-    )
-
-    @model_validator(mode="after")
-    def _said_once(self) -> NegativeSettings:
-        if self.mined is not None:
-            _refuse_elsewhere(self.mined, "mined", {"margin": "negatives.guard.margin"})
-        return self
 
 
 class Expert(BaseModel):
@@ -144,7 +64,7 @@ class MergeSettings(BaseModel):
 
     @model_validator(mode="after")
     def _said_once(self) -> MergeSettings:
-        _refuse_elsewhere(self.search, "search", {"dev": "merge.dev", "seed": "seed"})
+        refuse_elsewhere(self.search, "search", {"dev": "merge.dev", "seed": "seed"})
         return self
 
 
@@ -224,6 +144,21 @@ class Recipe(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _data_can_be_made(self) -> Recipe:
+        check_writer(self.sources, self.negatives, has_llm=self.llm is not None)
+        own = [name for name, expert in self.experts.items() if expert.negatives is not None]
+        check_condition(self.negatives, own, self.train.negatives)
+        return self
+
+    @model_validator(mode="after")
+    def _judge_can_be_asked(self) -> Recipe:
+        if self.negatives.guard.judge is not None and self.llm is None:
+            raise ValueError(
+                "negatives.guard.judge: the judge is a language model; name an endpoint at `llm`, or take the judge out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _search_can_start(self) -> Recipe:
         """Told here, before hours of training, and not only where the search begins."""
         basis = len(self.experts) * self.merge.segments + 1
@@ -242,7 +177,12 @@ class Recipe(BaseModel):
 
     def kinds_of(self, expert: Expert) -> tuple[NegativeKind, ...]:
         """Kinds of negatives that an expert trains with."""
-        return self.negatives.kinds if expert.negatives is None else expert.negatives
+        return self.negatives.kinds_for(expert.negatives)
+
+    @property
+    def negatives_by_llm(self) -> bool:
+        """Whether the llm writes the generated negatives; perturbation makes them otherwise."""
+        return self.llm is not None and not self.negatives.perturbed
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -304,14 +244,19 @@ def _with_places(recipe: Recipe) -> Recipe:
         return [f"{_absolute(name)}:{split}" for name, split in named]
 
     def source(given: Source) -> Source:
-        given_places = {"pairs": given.pairs, "collection": given.collection}
+        given_places = {"pairs": given.pairs, "collection": given.collection, "corpus": given.corpus}
         places = {key: value and _absolute(value) for key, value in given_places.items()}
-        return given.model_copy(update=places)
+        return given.model_copy(update={**places, "queries": given.queries and queries(given.queries)})
+
+    def queries(given: QuerySettings) -> QuerySettings:
+        filter = given.consistency
+        placed = filter and filter.model_copy(update={"retriever": _absolute(filter.retriever)})
+        return given.model_copy(update={"consistency": placed})
 
     def expert(given: Expert) -> Expert:
         return given.model_copy(update={"dev": None if given.dev is None else placed(given.dev, "dev")})
 
-    mined, pretrain = recipe.negatives.mined, recipe.pretrain
+    mined, pretrain, guard = recipe.negatives.mined, recipe.pretrain, recipe.negatives.guard
     evaluate, merge = recipe.evaluate, recipe.merge
     return recipe.model_copy(
         update={
@@ -319,7 +264,12 @@ def _with_places(recipe: Recipe) -> Recipe:
             "sources": {name: source(given) for name, given in recipe.sources.items()},
             "experts": {name: expert(given) for name, given in recipe.experts.items()},
             "negatives": recipe.negatives.model_copy(
-                update={"mined": mined and mined.model_copy(update={"retriever": _absolute(mined.retriever)})}
+                update={
+                    "mined": mined and mined.model_copy(update={"retriever": _absolute(mined.retriever)}),
+                    "guard": guard.model_copy(
+                        update={"retriever": guard.retriever and _absolute(guard.retriever)}
+                    ),
+                }
             ),
             "pretrain": pretrain
             and pretrain.model_copy(update={"collections": placed(pretrain.collections, "train")}),

@@ -21,7 +21,7 @@ def print_steps(rows: list[dict[str, Any]], as_json: bool) -> None:
         return
     for row in rows:
         costs = ", ".join(
-            f"{value:,.0f} {key.replace('_', ' ')}"
+            f"{value:,.{2 if key.endswith('usd') else 0}f} {key.replace('_', ' ')}"
             for key, value in row.items()
             if key not in ("step", "state", "why")
         )

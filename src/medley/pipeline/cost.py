@@ -1,6 +1,6 @@
 """What a step will cost, estimated from sizes alone for `--plan`: nothing is encoded, asked or written.
 
-`llm_calls`, `llm_tokens` (prompt and reply, four characters a token), `texts_encoded`, `texts_trained`, `disk_bytes`.
+`texts_encoded`, `texts_trained`, `disk_bytes`; llm_cost.py has what a language model takes.
 """
 
 from __future__ import annotations
@@ -13,44 +13,29 @@ from medley.merge.settings import SearchSettings
 from medley.pipeline.inputs import Inputs, expanded
 from medley.recipe import Recipe, Source
 
-CHARACTERS_A_TOKEN = 4
-PROMPT_TOKENS = 400
-"""The bundled prompt for a hard negative, without the texts put in."""
-
 Cost = dict[str, float]
 
 
-def rows_of(source: Source, inputs: Inputs) -> tuple[int, float]:
-    """How many pairs a source has, and the mean length of a row in characters."""
+def rows_of(source: Source, inputs: Inputs) -> int:
+    """How many pairs a source has; of a Parquet file or data set only its limit is known without opening it."""
     if source.collection is not None:
         collection = inputs.collection(f"{source.collection}:{source.split}")
-        wanted = [p for query_id in collection.queries for p in collection.positives(query_id)]
-        sample = [passage for passage, _ in zip(collection.corpus, range(200), strict=False)]
-        length = sum(len(passage.full_text) for passage in sample) / max(1, len(sample))
-        rows = len(wanted)
+        rows = sum(len(collection.positives(query_id)) for query_id in collection.queries)
+    elif source.corpus is not None:
+        passages = len(inputs.corpus(source.corpus))
+        rows = min(passages, source.written.passages or passages) * source.written.per_passage
     else:
         path = expanded(source.pairs or "")
         if path.is_dir() or path.suffix == ".parquet":
-            return source.limit or 0, 0.0
+            return source.limit or 0
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            lengths = [len(line) for line in stream if line.strip()]
-        rows, length = len(lengths), sum(lengths) / max(1, len(lengths))
-    return min(rows, source.limit or rows), length
-
-
-def cost_of_generation(recipe: Recipe, inputs: Inputs, source: str) -> Cost:
-    """Calls and tokens of the recipe's endpoint; nothing where negatives are made by perturbation."""
-    if recipe.llm is None or recipe.negatives.generated is None:
-        return {}
-    rows, length = rows_of(recipe.sources[source], inputs)
-    calls = rows * recipe.negatives.generated.per_query
-    # positive and mined negative go in, a passage of the same length comes out
-    return {"llm_calls": calls, "llm_tokens": calls * (PROMPT_TOKENS + 3 * length / CHARACTERS_A_TOKEN)}
+            rows = sum(1 for line in stream if line.strip())
+    return min(rows, source.limit or rows)
 
 
 def cost_of_training(recipe: Recipe, inputs: Inputs, sources: list[str]) -> Cost:
     """Texts that go forward and backward through the model."""
-    rows = sum(rows_of(recipe.sources[name], inputs)[0] for name in sources)
+    rows = sum(rows_of(recipe.sources[name], inputs) for name in sources)
     return {"texts_trained": rows * recipe.train.epochs * (2 + recipe.train.negatives)}
 
 

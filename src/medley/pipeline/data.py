@@ -16,23 +16,39 @@ from medley.collections import Passage
 from medley.errors import LeakError, MedleyError
 from medley.files import write_json
 from medley.leaks import blocking, find_leaks
+from medley.origins import RECORDS, without_negatives
 from medley.pairs import TrainingPair, pairs_from_collection, read_pairs, write_pairs
+from medley.pipeline.guarding import guard_rows, read_promoted, with_guard_counts, write_promoted
 from medley.pipeline.inputs import Inputs, expanded
+from medley.pipeline.writing import write_negatives, write_queries
 from medley.recipe import Recipe, Source
+from medley.synthesize.generated import Generated
 
 PAIRS = "pairs.jsonl"
 COUNTS = "counts.json"
+LLM_CACHE = "llm-cache.jsonl"
+"""In the run folder: every reply that was paid for."""
+VECTORS = "vectors"
+"""In the run folder: the passages' vectors, where a model mines, so that encoding goes on where it was killed."""
 
 
 def build_source(
     recipe: Recipe, inputs: Inputs, name: str, held_out: Sequence[str], out: Path, _: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """Read a source's pairs; under `leaks: drop` leave out those whose query stands in a dev or test collection.
+    """Read a source's pairs, or have queries written for its corpus.
+
+    Under `leaks: drop` those are left out whose query stands in a dev or test collection.
 
     Raises LeakError when fewer than two rows are left.
     """
     source = recipe.sources[name]
-    pairs = _read(source, inputs, name)
+    counts: dict[str, Any] = {}
+    if source.corpus is not None:
+        written = write_queries(recipe, inputs, name, out.parents[2] / LLM_CACHE)
+        pairs, counts = list(written.pairs), {"counts": dict(written.counts), **_paid(written)}
+        write_json(out / COUNTS, dict(written.counts))
+    else:
+        pairs = _read(source, inputs, name)
     if source.limit is not None and source.limit < len(pairs):
         kept = sorted(random.Random(recipe.seed).sample(range(len(pairs)), source.limit))
         pairs = [pairs[index] for index in kept]
@@ -42,7 +58,7 @@ def build_source(
     if len(kept_pairs) < 2:
         raise LeakError(f"sources.{name}: fewer than two rows are left after leaking ones were dropped.")
     write_pairs(out / PAIRS, kept_pairs)
-    return {"pairs": len(kept_pairs), "leaks": {spec: len(rows) for spec, rows in leaking.items()}}
+    return {"pairs": len(kept_pairs), "leaks": {spec: len(rows) for spec, rows in leaking.items()}, **counts}
 
 
 def _leaking_rows(
@@ -90,7 +106,8 @@ def build_mined(
 
     if recipe.negatives.mined is None:
         raise MedleyError("nothing to mine: the recipe's negatives.mined is null")
-    pairs = [replace(pair, negatives=()) for pair in read_pairs(needs[f"sources/{name}"] / PAIRS)]
+    judged = read_pairs(needs[f"sources/{name}"] / PAIRS)
+    pairs = [without_negatives(pair, set(range(len(pair.negatives)))) for pair in judged]
     settings = recipe.negatives.mined.model_copy(update={"margin": recipe.negatives.guard.margin})
     retriever = None if settings.retriever == "bm25" else open_retriever(settings.retriever)
     mined = mine_negatives(
@@ -100,14 +117,20 @@ def build_mined(
         seed=recipe.seed,
         retriever=retriever,
         relevant=_relevant(recipe, inputs, name),
+        store=out.parents[2] / VECTORS,
     )
-    write_pairs(out / PAIRS, mined.pairs)
-    write_json(out / COUNTS, dict(mined.counts))
-    return {"pairs": len(mined.pairs), "counts": dict(mined.counts)}
+    guarded = guard_rows(recipe, inputs, name, mined.pairs, judged, out.parents[2] / LLM_CACHE)
+    write_pairs(out / PAIRS, guarded.pairs)
+    write_promoted(out, guarded.promoted)
+    counts = with_guard_counts(mined.counts, guarded, "negatives")
+    write_json(out / COUNTS, counts)
+    return {"pairs": len(guarded.pairs), "counts": counts}
 
 
 def _passages(recipe: Recipe, inputs: Inputs, name: str) -> Sequence[Passage] | None:
     source = recipe.sources[name]
+    if source.corpus is not None:
+        return inputs.corpus(source.corpus)
     return inputs.collection(f"{source.collection}:{source.split}").corpus if source.collection else None
 
 
@@ -126,39 +149,22 @@ def _relevant(recipe: Recipe, inputs: Inputs, name: str) -> dict[str, set[str]] 
 def build_generated(
     recipe: Recipe, inputs: Inputs, name: str, out: Path, needs: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """Generate hard negatives: through the recipe's endpoint, or by perturbing positives where there is none."""
-    settings = recipe.negatives.generated
-    if settings is None:
-        raise MedleyError("nothing to generate: the recipe's negatives.generated is null")
+    """Generate hard negatives: by the recipe's llm, or by perturbing positives."""
     seen = _with_all_known(needs, name)
-    if recipe.llm is not None:
-        from medley.llm import open_chat
-        from medley.synthesize.negatives import generate_negatives
+    generated = write_negatives(recipe, seen, _passages(recipe, inputs, name), out.parents[2] / LLM_CACHE)
+    new = [_only_new(before, after) for before, after in zip(seen, generated.pairs, strict=True)]
+    judged = [*read_pairs(needs[f"sources/{name}"] / PAIRS), *read_promoted(needs.get(f"mine/{name}"))]
+    guarded = guard_rows(recipe, inputs, name, new, judged, out.parents[2] / LLM_CACHE)
+    write_pairs(out / PAIRS, guarded.pairs)
+    write_promoted(out, guarded.promoted)
+    counts = with_guard_counts(generated.counts, guarded, "made")
+    write_json(out / COUNTS, counts)
+    return {"pairs": len(guarded.pairs), "counts": counts, **_paid(generated)}
 
-        chat = open_chat(recipe.llm, cache=out.parents[2] / "llm-cache.jsonl")
-        llm = recipe.llm
-        asked = settings.llm.model_copy(
-            update={
-                "per_query": settings.per_query,
-                "concurrency": llm.concurrency,
-                "temperature": llm.temperature,
-                "max_tokens": llm.max_tokens,
-            }
-        )
-        generated = generate_negatives(seen, chat, asked, seed=recipe.seed)
-    else:
-        from medley.synthesize.perturb import perturb_negatives
 
-        passages = _passages(recipe, inputs, name) or [
-            Passage(str(row), pair.positive) for row, pair in enumerate(seen)
-        ]
-        rewritten = settings.perturbation.model_copy(update={"per_query": settings.per_query})
-        generated = perturb_negatives(seen, passages, rewritten, seed=recipe.seed)
-    write_pairs(
-        out / PAIRS, [_only_new(before, after) for before, after in zip(seen, generated.pairs, strict=True)]
-    )
-    write_json(out / COUNTS, dict(generated.counts))
-    return {"pairs": len(generated.pairs), "counts": dict(generated.counts)}
+def _paid(generated: Generated) -> dict[str, Any]:
+    """What the language model was asked and what that cost, for the manifest."""
+    return {"llm": generated.ledger.as_json()} if generated.ledger else {}
 
 
 def _with_all_known(needs: Mapping[str, Path], name: str) -> list[TrainingPair]:
@@ -172,7 +178,13 @@ def _with_all_known(needs: Mapping[str, Path], name: str) -> list[TrainingPair]:
 
 
 def _only_new(before: TrainingPair, after: TrainingPair) -> TrainingPair:
-    return replace(after, negatives=tuple(text for text in after.negatives if text not in before.negatives))
+    """The row with only the negatives that were added to it, which stand last, and only their records."""
+    provenance = {
+        key: value
+        for key, value in after.provenance.items()
+        if key not in (*RECORDS, "guard") or before.provenance.get(key) != value
+    }
+    return replace(after, negatives=after.negatives[len(before.negatives) :], provenance=provenance)
 
 
 def assemble_pairs(
@@ -196,6 +208,8 @@ def assemble_pairs(
                 if position < len(texts)
             ]
             pairs.append(replace(pair, negatives=tuple(dict.fromkeys(negatives))))
+        for kind, stage in (("mined", "mine"), ("generated", "synthesize")):
+            pairs += read_promoted(needs.get(f"{stage}/{source}")) if kind in kinds else []
     return pairs
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import medley
-from medley.collections import Collection, load_collection
+from medley.collections import Collection, FolderCorpus, Passage, load_collection, load_corpus
 from medley.encoder import model_identity
-from medley.errors import PairsError
-from medley.fingerprint import fingerprint, fingerprint_file, fingerprint_path
+from medley.errors import InputError, PairsError
+from medley.fingerprint import fingerprint, fingerprint_file, fingerprint_path, fingerprint_texts
 from medley.pairs import read_pairs
 
 ALL = "all"
@@ -28,6 +28,7 @@ class Inputs:
 
     keep_empty: bool = False
     collections: dict[str, Collection] = field(default_factory=dict)
+    corpora: dict[str, Sequence[Passage]] = field(default_factory=dict)
     identities: dict[str, str] = field(default_factory=dict)
 
     def collection(self, spec: str) -> Collection:
@@ -40,6 +41,33 @@ class Inputs:
         """Content fingerprints by name and split: where the files lie does not count."""
         collections = [self.collection(spec) for spec in specs]
         return {f"{collection.name}:{collection.split}": collection.identity for collection in collections}
+
+    def corpus(self, spec: str) -> Sequence[Passage]:
+        """The passages of the collection that `SPEC` names, which needs no queries."""
+        if spec not in self.corpora:
+            self.corpora[spec] = load_corpus(spec, keep_empty=self.keep_empty)
+        return self.corpora[spec]
+
+    def corpus_identity(self, spec: str) -> str:
+        """Content fingerprint of a corpus."""
+        key = f"corpus of {spec}"
+        if key not in self.identities:
+            corpus = self.corpus(spec)
+            self.identities[key] = (
+                fingerprint_file(corpus.path)
+                if isinstance(corpus, FolderCorpus)
+                else fingerprint_texts(text for passage in corpus for text in (passage.id, passage.full_text))
+            )
+        return self.identities[key]
+
+    def file(self, path: str) -> str:
+        """Content fingerprint of a user's own prompt or table."""
+        if path not in self.identities:
+            location = expanded(path)
+            if not location.is_file():
+                raise InputError(f"{path}: no such file; check the path in the recipe.")
+            self.identities[path] = fingerprint_file(location)
+        return self.identities[path]
 
     def pairs_file(self, path: str) -> str:
         """Content fingerprint of a pairs file or data-set folder, every row of which is checked."""

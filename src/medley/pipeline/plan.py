@@ -6,10 +6,11 @@ from functools import partial
 from pathlib import Path
 
 from medley.encoder import check_decoder
-from medley.pipeline import cost, data, models, proof
+from medley.guard.judge import read_judge_prompt
+from medley.pipeline import cost, data, llm_cost, models, proof
 from medley.pipeline.inputs import ALL, Inputs, code_of
 from medley.prompts.choose import library
-from medley.recipe import Expert, Recipe
+from medley.recipe import Expert, Recipe, Source
 from medley.run import Step
 
 STAGES = (
@@ -28,6 +29,14 @@ STAGES = (
 
 Mining precedes synthesis because a generated negative is to be harder than the mined one (STM, section 1.1).
 """
+
+
+GUARD_CODE = ("pipeline/guarding.py", "guard", "origins.py", "overlap.py", "prompt_file.py", "search")
+"""What looks at every negative that a stage makes, beside the stage's own code."""
+
+
+WRITING_CODE = ("pipeline/writing.py", "synthesize", "llm", "overlap.py", "search")
+"""What writes texts, and what looks at them while they are written."""
 
 
 def plan_steps(recipe: Recipe, folder: Path) -> list[Step]:
@@ -70,6 +79,8 @@ def _data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
         source = recipe.sources[name]
         if source.pairs is not None:
             content = inputs.pairs_file(source.pairs)
+        elif source.corpus is not None:
+            content = inputs.corpus_identity(source.corpus)
         else:
             content = inputs.collection(f"{source.collection}:{source.split}").identity
         steps.append(
@@ -77,13 +88,17 @@ def _data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                 "sources",
                 name,
                 {
-                    "source": source.model_dump(exclude={"pairs", "collection"}),
+                    "source": source.model_dump(exclude={"pairs", "collection", "corpus", "queries"}),
                     "content": content,
+                    "written": _query_settings(recipe, inputs, source) if source.corpus else None,
                     "held_out": inputs.collection_identities(held_out) if recipe.leaks == "drop" else {},
                     "seed": recipe.seed,
                 },
                 partial(data.build_source, recipe, inputs, name, held_out),
-                code=code_of("pipeline/data.py", "leaks.py", "overlap.py"),
+                code=code_of(
+                    "pipeline/data.py", "leaks.py", "overlap.py", *(WRITING_CODE if source.corpus else ())
+                ),
+                cost=llm_cost.cost_of_queries(recipe, inputs, name),
             )
         )
         if recipe.leaks == "refuse":
@@ -100,7 +115,8 @@ def _data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
         kinds = _kinds_of(recipe, name)
         mined = recipe.negatives.mined
         mine_id = f"mine/{name}"
-        mines = mined is not None and "mined" in kinds
+        # a generated negative is to be harder than the mined one, whether experts train with that or not
+        mines = mined is not None and bool({"mined", "generated"} & kinds)
         if mined is not None and mines:
             steps.append(
                 Step(
@@ -108,13 +124,14 @@ def _data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                     name,
                     {
                         "mined": mined.model_dump(exclude={"retriever", "margin"}),
-                        "margin": recipe.negatives.guard.margin,
+                        "guard": _guard_settings(recipe, inputs),
                         "retriever": "bm25" if mined.retriever == "bm25" else inputs.model(mined.retriever),
                         "seed": recipe.seed,
                     },
                     partial(data.build_mined, recipe, inputs, name),
                     needs=(f"sources/{name}",),
-                    code=code_of("pipeline/data.py", "mine.py", "overlap.py", "search.py"),
+                    code=code_of("pipeline/data.py", "mine", *GUARD_CODE),
+                    cost=llm_cost.cost_of_judge(recipe, inputs, name, mined.per_query),
                 )
             )
         generated = recipe.negatives.generated
@@ -124,22 +141,57 @@ def _data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                     "synthesize",
                     name,
                     {
-                        "generated": generated.model_dump(mode="json"),
-                        "llm": recipe.llm.model_dump(
-                            mode="json", include={"model", "max_tokens", "temperature"}
-                        )
-                        if recipe.llm
-                        else None,
-                        "files": {file: inputs.pairs_file(file) for file in generated.files},
+                        "generated": generated.model_dump(mode="json", exclude={"by"}),
+                        "guard": _guard_settings(recipe, inputs),
+                        "llm": _llm_settings(recipe, inputs) if recipe.negatives_by_llm else None,
+                        "files": {file: inputs.file(file) for file in generated.files},
                         "seed": recipe.seed,
                     },
                     partial(data.build_generated, recipe, inputs, name),
                     needs=(f"sources/{name}", *((mine_id,) if mines else ())),
-                    code=code_of("pipeline/data.py", "synthesize", "llm.py"),
-                    cost=cost.cost_of_generation(recipe, inputs, name),
+                    code=code_of("pipeline/data.py", *WRITING_CODE, *GUARD_CODE),
+                    cost=llm_cost.sum_of(
+                        llm_cost.cost_of_generation(recipe, inputs, name),
+                        llm_cost.cost_of_judge(recipe, inputs, name, generated.per_query),
+                    ),
                 )
             )
     return steps
+
+
+def _llm_settings(recipe: Recipe, inputs: Inputs) -> dict[str, object] | None:
+    """What of the language model decides its replies: not where it is, nor how fast it is asked."""
+    llm = recipe.llm
+    if llm is None:
+        return None
+    decides = llm.model_dump(mode="json", include={"model", "max_tokens", "temperature"})
+    return decides if llm.local is None else decides | {"local": inputs.model(llm.local)}
+
+
+def _query_settings(recipe: Recipe, inputs: Inputs, source: Source) -> dict[str, object]:
+    """All that decides which queries are written for a corpus."""
+    filter = source.written.consistency
+    return {
+        **source.written.model_dump(mode="json", exclude={"consistency", "prompt", "styles_file"}),
+        "files": [inputs.file(str(path)) for path in source.written.files],
+        "retriever": inputs.model(filter.retriever) if filter and filter.retriever != "bm25" else "bm25",
+        "top_k": filter and filter.top_k,
+        "llm": _llm_settings(recipe, inputs),
+    }
+
+
+def _guard_settings(recipe: Recipe, inputs: Inputs) -> dict[str, object]:
+    """All that decides what the guard does: its settings, its retriever's content, its judge's prompt and model."""
+    guard = recipe.negatives.guard
+    judge = guard.judge
+    return {
+        **guard.model_dump(mode="json", exclude={"retriever": True, "judge": {"prompt"}}),
+        "retriever": inputs.model(guard.retriever)
+        if guard.retriever not in (None, "bm25")
+        else guard.retriever,
+        "prompt": read_judge_prompt(judge) if judge else None,
+        "llm": recipe.llm.model_dump(include={"model", "local"}) if judge and recipe.llm else None,
+    }
 
 
 def _base_settings(recipe: Recipe, inputs: Inputs) -> dict[str, object]:
@@ -198,7 +250,7 @@ def _model_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                 },
                 partial(models.build_prompt, recipe, inputs, name, expert),
                 needs=base_need,
-                code=code_of("pipeline/models.py", "prompts", "merge/pool.py", "search.py"),
+                code=code_of("pipeline/models.py", "prompts", "merge/pool.py", "search"),
                 cost=cost.cost_of_prompts(recipe, inputs, dev, candidates),
             )
         )
@@ -220,7 +272,7 @@ def _model_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
             },
             partial(models.build_search, recipe, inputs),
             needs=(*base_need, *experts, f"prompts/{ALL}"),
-            code=code_of("pipeline/models.py", "merge", "expert.py", "lowrank.py", "search.py"),
+            code=code_of("pipeline/models.py", "merge", "expert.py", "lowrank.py", "search"),
             cost=cost.cost_of_search(recipe, inputs),
         )
     )
@@ -297,7 +349,7 @@ def _proof_steps(recipe: Recipe, inputs: Inputs, folder: Path) -> list[Step]:
             },
             partial(proof.build_evaluation, recipe, inputs, variant),
             needs=needs,
-            code=code_of("pipeline/proof.py", "evaluate", "search.py", "expert.py", "lowrank.py"),
+            code=code_of("pipeline/proof.py", "evaluate", "search", "expert.py", "lowrank.py"),
             cost=cost.cost_of_evaluation(recipe, inputs, variant),
         )
         for variant, (settings, needs) in wanted.items()

@@ -111,6 +111,8 @@ def _generated(pair: TrainingPair) -> Negative:
             f"perturbed: {kind}", shortened(changed_parts(pair.positive, text, record["changes"]))
         )
     written = pair.provenance.get("generated")
+    if isinstance(written, list):
+        written = written[0] if written else None
     model = str(written.get("model") or "") if isinstance(written, Mapping) else ""
     return Negative(f"written by {model}" if model else "generated", _plain(text))
 

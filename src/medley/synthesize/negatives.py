@@ -1,134 +1,183 @@
-"""Hard negatives written by a language model: one new passage for each query, positive and mined negative.
+"""Hard negatives written by a language model: new passages for each query, positive and mined negative.
 
-From training pairs and a chat model to the same pairs with more negatives. The prompt is a file
-(hard_negative.txt; its six requirements are those of Synthesize-Train-Merge, section 1.1) and its fingerprint
-goes into the provenance. A bad reply is counted and its row stays as it was; too many bad replies are an
-error.
+From training pairs and a chat model to the same pairs, in the same order, with more negatives. The prompt is a file
+(hard_negative.txt; its six requirements are those of Synthesize-Train-Merge, section 1.1) with a place for the kind of
+negative (hard_negative_kinds.yaml). Kind, model and the prompt's fingerprint go into the provenance. A bad reply is
+counted and its row stays as it was; too many bad replies are an error.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from medley.errors import EndpointError, InputError
+from medley.errors import InputError
 from medley.fingerprint import fingerprint
-from medley.llm import ChatModel, Message, Request, Sampling, complete_many
+from medley.llm import ChatModel, LlmSettings, Message, Reply, Request
 from medley.pairs import TrainingPair
-from medley.progress import say
-from medley.synthesize.generated import Generated
+from medley.prompt_file import filled, read_prompt
+from medley.synthesize.asking import Usefulness, ask_each
+from medley.synthesize.generated import Outcome
+from medley.synthesize.kinds import KINDS, fits, meets
 from medley.synthesize.replies import check_reply
+from medley.synthesize.variants import Weights, draw, read_variants, weights_for
 
 HARD_NEGATIVE = Path(__file__).with_name("hard_negative.txt")
 DEFAULT_INSTRUCTION = "Given a question, retrieve passages that answer it"
 NO_NEGATIVE = "(none was found)"
+OWN_KIND = "own"
+"""The kind of what a prompt of the user's own asks for where it has no place for one."""
 
 
 class GenerationSettings(BaseModel):
-    """How a language model writes negatives and queries."""
+    """What a language model is asked for when it writes hard negatives."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    per_query: int = Field(1, ge=1, description="texts asked for, for each row or passage")
-    prompt: Path | None = Field(None, description="a prompt file instead of the bundled one")
-    temperature: float = Field(0.7, ge=0, le=2, description="of the sampling")
-    max_tokens: int = Field(700, ge=1, description="longest reply in tokens")
-    concurrency: int = Field(8, ge=1, description="requests under way at once")
+    per_query: int = Field(1, ge=1, description="negatives asked for, for each pair")
+    kinds: Weights | None = Field(
+        None,
+        description="kind -> weight: `other_aspect`, `sibling_entity`, `contradicted_claim`, `partial_answer`, "
+        "`wrong_number`; drawn for each pair among those that make sense for it; null: the weights in `kinds_file`",
+    )
+    kinds_file: Path | None = Field(
+        None,
+        description="a file of kinds (paragraphs and weights) instead of the bundled hard_negative_kinds.yaml",
+    )
+    prompt: Path | None = Field(
+        None,
+        description="a prompt file instead of the bundled hard_negative.txt; without {kind} it has no kinds",
+    )
     max_bad: float = Field(
         0.5, ge=0, le=1, description="share of bad replies above which the work is an error"
     )
 
+    @property
+    def files(self) -> list[Path]:
+        """Files of the user's own that decide what is written."""
+        return [path for path in (self.prompt, self.kinds_file) if path is not None]
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """The frame, and the paragraph and weight of each kind."""
+
+    frame: str
+    paragraphs: Mapping[str, str]
+    weights: Weights
+
+    def completed(self, kind: str) -> str:
+        """The frame with a kind's paragraph; its other places are still open."""
+        return filled(self.frame, {"kind": self.paragraphs[kind]})
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A pair on its way: its place in the input, the kinds drawn for it, the texts that are not to be copied."""
+
+    index: int
+    pair: TrainingPair
+    kinds: tuple[str, ...]
+
 
 def generate_negatives(
-    pairs: Sequence[TrainingPair], chat: ChatModel, settings: GenerationSettings, *, seed: int
-) -> Generated:
-    """Ask for `settings.per_query` negatives for every row.
+    pairs: Iterable[TrainingPair],
+    chat: ChatModel,
+    settings: GenerationSettings,
+    *,
+    llm: LlmSettings,
+    seed: int,
+    total: int | None = None,
+) -> Iterator[Outcome]:
+    """Ask for `settings.per_query` negatives for every pair; one outcome for each pair, in order.
 
-    `counts`: rows, made, and one entry for each thing that was wrong with a reply (see `replies`). Raises
-    EndpointError when the endpoint is down or more than `settings.max_bad` of the replies are bad.
+    `pairs` is read as requests are sent; `total`, where it is known, is their number, for the progress. The kinds of a
+    pair depend on its own texts and the seed only. Counts: rows, made, `no_kind` for a pair for which none of the
+    kinds makes sense, `kind_missed` for a text that cannot be of its kind, and one for each other thing that was wrong
+    with a reply (see replies.py). Raises InputError for an unusable prompt or kind at once, and EndpointError on the
+    way when the endpoint is down or more than `settings.max_bad` of the replies are bad.
     """
-    template = read_prompt(settings.prompt or HARD_NEGATIVE, ("query", "positive"))
-    requests = [
-        Request((Message("user", _prompt(template, pair)),), _sampling(settings, seed, attempt))
-        for pair in pairs
-        for attempt in range(settings.per_query)
-    ]
-    replies = complete_many(chat, requests, concurrency=settings.concurrency, label="write negatives")
-    counts: Counter[str] = Counter(rows=len(pairs), made=0)
-    extended: list[TrainingPair] = []
-    for index, pair in enumerate(pairs):
-        shown = [pair.positive, *pair.negatives]
-        texts: list[str] = []
-        for reply in replies[index * settings.per_query : (index + 1) * settings.per_query]:
-            checked = check_reply(reply, [*shown, *texts])
-            counts[checked.problem or "made"] += 1
-            if checked.text:
-                texts.append(checked.text)
-        record = {"kind": "llm", "model": chat.name, "prompt": fingerprint(template), "row": index}
-        extended.append(pair.with_negatives(texts, {"generated": record}) if texts else pair)
-    check_share(counts, len(replies), settings)
-    return Generated(tuple(extended), dict(counts))
-
-
-def _prompt(template: str, pair: TrainingPair) -> str:
-    return filled(
-        template,
-        {
-            "instruction": pair.instruction or DEFAULT_INSTRUCTION,
-            "query": pair.query,
-            "positive": pair.positive,
-            "negative": pair.negatives[0] if pair.negatives else NO_NEGATIVE,
-        },
+    prompts = _read_prompts(settings)
+    rows = (_row(index, pair, prompts.weights, settings.per_query, seed) for index, pair in enumerate(pairs))
+    asked = (
+        (row, [_request(row, attempt, prompts, llm, seed) for attempt in range(len(row.kinds))])
+        for row in rows
     )
+    answered = ask_each(
+        chat, asked, concurrency=llm.concurrency, label="write negatives",
+        total=total and total * settings.per_query,
+    )  # fmt: skip
+    return _outcomes(answered, chat.name, prompts, Usefulness(settings.max_bad))
 
 
-def _sampling(settings: GenerationSettings, seed: int, attempt: int) -> Sampling:
-    return Sampling(seed + attempt, settings.temperature, settings.max_tokens)
-
-
-def read_prompt(path: Path, needed: Sequence[str]) -> str:
-    """Read a prompt file and check that it has a place for each needed text.
-
-    Raises InputError naming the file and the missing place.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such prompt file; check the path or leave `prompt` out.")
-    template = path.read_text(encoding="utf-8")
-    for name in needed:
-        if f"{{{name}}}" not in template:
-            raise InputError(
-                f"{path}: the prompt has no place {{{name}}}; write it where the {name} belongs."
-            )
-    return template
-
-
-def filled(template: str, texts: Mapping[str, str]) -> str:
-    """Put texts into a template's places in one pass, so that braces inside a text mean nothing."""
-    places = "|".join(re.escape(name) for name in texts)
-    return re.sub(rf"\{{({places})\}}", lambda match: texts[match[1]], template)
-
-
-def check_share(counts: Mapping[str, int], replies: int, settings: GenerationSettings) -> None:
-    """Raise EndpointError when too many replies were bad, or none could be paid for; say so when the budget
-    ended.
-    """
-    unsent = counts.get("over_budget", 0)
-    received = replies - unsent
-    bad = received - counts["made"]
-    if received and bad > settings.max_bad * received:
-        reasons = {key: n for key, n in counts.items() if key not in ("rows", "made", "over_budget") and n}
-        listed = ", ".join(f"{n} {key}" for key, n in sorted(reasons.items(), key=lambda item: -item[1]))
-        raise EndpointError(
-            f"{bad} of {received} replies are unusable ({listed}), more than {settings.max_bad:.0%}; "
-            "try another model or prompt, or raise max_tokens if replies are truncated."
+def _read_prompts(settings: GenerationSettings) -> _Prompts:
+    frame = read_prompt(settings.prompt or HARD_NEGATIVE, ("query", "positive"))
+    if "{kind}" in frame:
+        variants = read_variants(settings.kinds_file or KINDS)
+        paragraphs = {name: variant.text for name, variant in variants.items()}
+        return _Prompts(frame, paragraphs, weights_for(variants, settings.kinds, "kinds"))
+    if settings.kinds is not None or settings.kinds_file is not None:
+        raise InputError(
+            f"{settings.prompt}: the prompt has no place {{kind}} for the kinds that are asked for; "
+            "write it where the kind's paragraph belongs, or leave the kinds out."
         )
-    if unsent and not received:
-        raise EndpointError("the budget of tokens does not cover a single request; raise budget_tokens.")
-    if unsent:
-        say(
-            f"the budget of tokens is spent: {unsent} of {replies} requests were not sent; raise it to go on."
-        )
+    return _Prompts(frame, {OWN_KIND: ""}, {OWN_KIND: 1.0})
+
+
+def _row(index: int, pair: TrainingPair, weights: Weights, per_query: int, seed: int) -> _Row:
+    fitting = {kind: weight for kind, weight in weights.items() if fits(kind, pair)}
+    rng = random.Random(fingerprint([seed, "kinds", pair.query, pair.positive]))
+    return _Row(index, pair, tuple(draw(fitting, per_query, rng)) if fitting else ())
+
+
+def _request(row: _Row, attempt: int, prompts: _Prompts, llm: LlmSettings, seed: int) -> Request:
+    pair = row.pair
+    texts = {
+        "instruction": pair.instruction or DEFAULT_INSTRUCTION,
+        "query": pair.query,
+        "positive": pair.positive,
+        "negative": pair.negatives[0] if pair.negatives else NO_NEGATIVE,
+        "kind": prompts.paragraphs[row.kinds[attempt]],
+    }
+    return Request((Message("user", filled(prompts.frame, texts)),), llm.sampling(seed + attempt))
+
+
+def _outcomes(
+    answered: Iterable[tuple[_Row, list[Reply]]], model: str, prompts: _Prompts, usefulness: Usefulness
+) -> Iterator[Outcome]:
+    fingerprints = {kind: fingerprint(prompts.completed(kind)) for kind in prompts.paragraphs}
+    for row, replies in answered:
+        texts: list[str] = []
+        records: list[dict[str, object]] = []
+        counted = ["rows"] if replies else ["rows", "no_kind"]
+        for kind, reply in zip(row.kinds, replies, strict=True):
+            text, problem = _checked(reply, kind, row.pair, texts)
+            counted.append(usefulness.count(problem or "made"))
+            if text:
+                texts.append(text)
+                records.append({"kind": kind, "model": model, "prompt": fingerprints[kind], "row": row.index})
+        yield Outcome(_extended(row.pair, texts, records), tuple(counted))
+    usefulness.finish()
+
+
+def _checked(reply: Reply, kind: str, pair: TrainingPair, written: list[str]) -> tuple[str, str]:
+    """The usable text of a reply, or "" and what is wrong with it."""
+    checked = check_reply(reply, [pair.positive, *pair.negatives, *written])
+    if checked.text and not meets(kind, checked.text, pair):
+        return "", "kind_missed"
+    return checked.text, checked.problem
+
+
+def _extended(pair: TrainingPair, texts: list[str], records: list[dict[str, object]]) -> TrainingPair:
+    """The pair with the texts and one record for each of them; as it was where there are none."""
+    if not texts:
+        return pair
+    earlier = pair.provenance.get("generated", [])
+    earlier = earlier if isinstance(earlier, list) else [earlier]
+    return replace(
+        pair.with_negatives(texts, {}), provenance={**pair.provenance, "generated": [*earlier, *records]}
+    )

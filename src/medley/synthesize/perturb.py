@@ -10,7 +10,6 @@ statement is turned round. `provenance["perturbed"]` holds every change with its
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from medley.synthesize.focus import Focus, find_focus, query_share
 from medley.synthesize.generated import Generated
 from medley.synthesize.negation import negation_changes
 from medley.synthesize.quantities import number_changes
+from medley.synthesize.query_forms import asks_for_number, is_claim
 from medley.synthesize.rewrite import Change, apply_changes, article_changes, recorded
 from medley.synthesize.swaps import entity_changes
 from medley.synthesize.transplant import NEAR, NEAR_ENOUGH, NEAREST, make_donor, transplant_changes
@@ -37,17 +37,6 @@ LEFT_OF_QUERY = 0.75
 """A swap of entities counts only when at most this share of the query's words in the text is left."""
 NAMED = 0.3
 """A positive must hold this share of the query for a swap of entities to take it away."""
-_ASKS_NUMBER = re.compile(
-    r"\b(how (many|much|long|often|old|far|high|deep|hot|cold|big|large|heavy|fast|soon|late|early)|when|"
-    r"what (age|year)|percent|percentage|per cent|proportion|ratio|dose|dosage|half-life|temperature|"
-    r"threshold|cut-?off|number of|duration|interval|frequency|altitude|depth|distance|density|voltage|pressure|mg)\b",
-    re.IGNORECASE,
-)
-_IS_CLAIM = re.compile(
-    r".*[a-z]\.$|(is|are|was|were|do|does|did|can|could|should|must|will|would|has|have)\b",
-    re.IGNORECASE | re.DOTALL,
-)
-"""A statement, or a question to be answered with yes or no: only there does an opposite change the answer."""
 
 
 class PerturbationSettings(BaseModel):
@@ -192,9 +181,9 @@ def _changes(
     if not row.focus.trusted:
         return [], {}
     if kind == "number":
-        asked = _ASKS_NUMBER.search(row.pair.query)
+        asked = asks_for_number(row.pair.query)
         return (number_changes(text, row.focus.answering[:1], rng) if asked else []), {}
-    if not _IS_CLAIM.match(row.pair.query.strip()):
+    if not is_claim(row.pair.query):
         return [], {}
     return negation_changes(text, row.focus.answering, rng, table=settings.antonyms or negation.TABLE), {}
 

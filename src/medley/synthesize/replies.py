@@ -1,8 +1,9 @@
 """From a language model's reply to a usable text, or to the name of what is wrong with it.
 
 Recognised: `rejected` and `over_budget` (no reply), `truncated`, `empty`, `refusal`, `commentary` (talk about
-the text instead of the text), `copy` (of a text that was shown) and `too_short`. What can be mended is:
-thinking blocks, a heading such as `Passage:`, code fences and quotation marks around the whole go.
+the text instead of the text), `copy` (of a text that was shown), `wrong_language` and `too_short`. What can be
+mended is: thinking blocks, a lead-in such as `Sure! Here is a passage:`, code fences and quotation marks around the
+whole go.
 """
 
 from __future__ import annotations
@@ -11,28 +12,33 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medley.llm import Reply
+from medley.llm import Reply, bare
+from medley.synthesize.language import other_language
 
 COPY_SHARE = 0.8
 """A text is a copy when this share of its word 5-grams stands in a text that was shown."""
-_THINKING = re.compile(r"<(think|thinking|reasoning)>.*?</\1>\s*", re.DOTALL | re.IGNORECASE)
-_OPEN_THINKING = re.compile(r"<(think|thinking|reasoning)>", re.IGNORECASE)
 _LEAD = re.compile(
     r"^\W*(?:(?:(?:sure|certainly|of course|absolutely|okay|ok)\W[^\n:]{0,80}?)?"
     r"(?:here(?:'s| is| are|’s)|below is|this is)\b[^\n:]{0,120}:[*_]{0,2}\s*|"
     r"(?:new |generated |synthetic )?(?:hard )?(?:negative )?"
     r"(?:passage|negative|document|query|question|output|answer)[*_]{0,2}\s?:[*_]{0,2}\s*|"
-    r"(?:sure|certainly|of course|absolutely)\s*[!.,]\s*\n)",
+    r"(?:sure|certainly|of course|absolutely)\s*(?:[!.,]\s*\n|!\s))",
     re.IGNORECASE,
 )
 _REFUSAL = re.compile(
     r"^\W*(?:i(?:'|’)?m (?:very |so )?sorry|i am (?:very )?sorry|sorry,|i apologi[sz]e|unfortunately,? i |"
     r"i (?:can(?:'|’)?t|cannot|can not|won(?:'|’)?t|will not|am unable|am not able|(?:must|have to) decline)|"
     r"i(?:'|’)m (?:unable|not able)|as an? (?:ai|large language|language)|"
-    r"it (?:would be|is) (?:not appropriate|inappropriate))",
+    r"it (?:would be|is) (?:not appropriate|inappropriate)|"
+    r"(?:es )?tut mir (?:sehr )?leid|entschuldigung,|ich kann (?:diese|dieser|dabei|ihnen|dir|das) [^.]{0,40}nicht|"
+    r"(?:je suis )?désolée?,|je ne peux pas|lo siento|no puedo (?:ayudar|generar|crear|escribir|proporcionar)|"
+    r"mi dispiace|non posso (?:aiutar|generar|crear|scriver)|desculpe|não posso (?:ajudar|gerar|criar|escrever)|"
+    r"het spijt me|извините|к сожалению, я|我(?:很)?(?:抱歉|无法|不能)|抱歉|申し訳)",
     re.IGNORECASE,
 )
 _COMMENTARY = re.compile(
+    r"^\W*(?:here(?:'s| is|’s)|below is) (?:a|an|the|one|your|my) [^.\n]{0,60}(?:passage|negative|document|query)\b|"
+    r"\bas an? (?:ai|(?:large )?language model|ai (?:language model|model|assistant)),? i\b|"
     r"\b(?:hard[- ]negative|mined negative|the positive passage|original passage|"
     r"(?:this|the above|the) (?:passage|text|document) (?:does not|doesn(?:'|’)t|avoids?|shares?|is designed|"
     r"was written|is (?:relevant|related|similar))|(?:answers?|answering) the query|"
@@ -41,6 +47,8 @@ _COMMENTARY = re.compile(
     r"hope this helps)|\n\W{0,4}(?:note|explanation|rationale|reasoning)\W{0,3}:",
     re.IGNORECASE,
 )
+_DENSE = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"
+"""Thai, Japanese and Chinese letters."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +60,11 @@ class Checked:
 
 
 def check_reply(reply: Reply, shown: Sequence[str], *, least_words: int = 8) -> Checked:
-    """Clean a reply and judge it; `shown` are the texts that it must not copy."""
-    if reply.finish_reason in ("rejected", "budget"):
-        return Checked("", "over_budget" if reply.finish_reason == "budget" else "rejected")
-    if reply.finish_reason == "content_filter":
-        return Checked("", "refusal")
-    if reply.finish_reason == "length":
-        return Checked("", "truncated")
+    """Clean a reply and judge it; `shown` are the texts that it must not copy, and the first of them is in the
+    language that it must be in.
+    """
+    if reply.problem:
+        return Checked("", reply.problem)
     text = clean(reply.text)
     if not re.search(r"\w", text):
         return Checked("", "empty")
@@ -68,21 +74,16 @@ def check_reply(reply: Reply, shown: Sequence[str], *, least_words: int = 8) -> 
         return Checked("", "commentary")
     if any(is_copy(text, other) for other in shown):
         return Checked("", "copy")
-    if len(text.split()) < least_words:
+    if shown and other_language(text, shown[0]):
+        return Checked("", "wrong_language")
+    if len(_words(text)) < least_words:
         return Checked("", "too_short")
     return Checked(text)
 
 
 def clean(text: str) -> str:
     """The text itself, without thinking, fences, a leading `Here is ...:` or quotation marks around it."""
-    text = _THINKING.sub("", text)
-    if "</think>" in text:  # some templates put the opening tag into the prompt
-        text = text.rpartition("</think>")[2]
-    if _OPEN_THINKING.match(text.strip()):
-        return ""
-    text = text.strip()
-    fenced = re.fullmatch(r"```\w*\s*\n?(.*?)\n?```", text, re.DOTALL)
-    text = (fenced[1] if fenced else text).strip()
+    text = bare(text)
     for _ in range(2):
         text = _LEAD.sub("", text, count=1).strip()
     quoted = re.fullmatch(r"[\"“'‘«*]{1,3}(.*?)[\"”'’»*]{1,3}", text, re.DOTALL)
@@ -104,4 +105,5 @@ def is_copy(text: str, other: str) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+    """Words in lower case; in scripts that put no spaces between words, each character counts as one."""
+    return re.findall(rf"[{_DENSE}]|[^\W{_DENSE}]+", text.lower())

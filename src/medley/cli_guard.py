@@ -1,0 +1,137 @@
+"""The commands that look after pairs: `medley guard` and `medley review`. Thin shells, like those of cli.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medley.cli_llm import (
+    BudgetTokens,
+    Concurrency,
+    LlmLocal,
+    LlmModel,
+    LlmUrl,
+    llm_settings,
+    open_llm,
+    required_llm,
+)
+from medley.errors import InputError
+
+Pairs = Annotated[Path, typer.Option("--pairs", help="A pairs file: JSON Lines, .gz or Parquet.")]
+Seed = Annotated[int, typer.Option(help="Of every random choice.")]
+
+
+def guard(
+    pairs: Pairs,
+    out: Annotated[Path, typer.Option("--out", help="Where the result goes.")],
+    retriever: Annotated[
+        str, typer.Option(help="`bm25`, a model folder or hub id, or `none`: only duplicates and the judge.")
+    ] = "bm25",
+    margin: Annotated[
+        float | None,
+        typer.Option(help="Limit on the score, as a share of the positive's; 0.95 if no limit is given."),
+    ] = None,
+    closeness: Annotated[
+        float | None,
+        typer.Option(help="Limit on the score for query and positive together; 0.8 if no limit is given."),
+    ] = None,
+    similarity: Annotated[float | None, typer.Option(help="Limit on the similarity to a positive.")] = None,
+    near_duplicate: Annotated[
+        float, typer.Option(help="Overlap with a positive from which a negative is its duplicate.")
+    ] = 0.9,
+    collection: Annotated[
+        list[str] | None, typer.Option(help="SPEC:SPLIT whose judgements are known too; repeatable.")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Ask a language model about `all`, `suspected` or `left` negatives.")
+    ] = None,
+    judge_prompt: Annotated[
+        Path | None, typer.Option(help="A prompt file instead of the bundled one.")
+    ] = None,
+    llm_url: LlmUrl = None,
+    llm_model: LlmModel = None,
+    llm_local: LlmLocal = None,
+    concurrency: Concurrency = 8,
+    budget_tokens: BudgetTokens = None,
+    seed: Seed = 13,
+) -> None:
+    """Drop negatives that are answers after all: duplicates, too close to a positive, or found out by a judge."""
+    from medley.collections import load_collection
+    from medley.encoder import open_retriever
+    from medley.guard.decide import guard_negatives
+    from medley.guard.settings import GuardSettings
+    from medley.pairs import pairs_from_collection, read_pairs, write_pairs
+
+    llm = llm_settings(llm_url, llm_model, llm_local, concurrency, budget_tokens)
+    if judge is None and llm is not None:
+        raise InputError(
+            "a language model is named, but no --judge; say what it judges: all, suspected or left."
+        )
+    limits = {"margin": margin, "closeness": closeness, "similarity": similarity}
+    values: dict[str, Any] = {
+        **({} if set(limits.values()) == {None} else limits),
+        "retriever": None if retriever == "none" else retriever,
+        "near_duplicate": near_duplicate,
+        "judge": {"asked": judge, "prompt": judge_prompt} if judge else None,
+    }
+    settings = GuardSettings.model_validate(values)
+    rows = read_pairs(pairs)
+    judged = [
+        row
+        for spec in collection or ()
+        for row in pairs_from_collection(load_collection(spec, default_split="train"))
+    ]
+    guarded = guard_negatives(
+        rows,
+        settings,
+        seed=seed,
+        retriever=open_retriever(retriever) if retriever not in ("bm25", "none") else None,
+        chat=open_llm(required_llm(llm, "the judge"), out) if judge else None,
+        concurrency=concurrency,
+        judged=judged,
+    )
+    write_pairs(out, [*guarded.pairs, *guarded.promoted])
+    print(json.dumps(guarded.counts))
+
+
+def review(
+    pairs: Pairs,
+    out: Annotated[
+        Path, typer.Option("--out", help="The sheet as a page; with --read, the pairs file to write.")
+    ],
+    csv: Annotated[Path | None, typer.Option("--csv", help="The sheet as a table too.")] = None,
+    read: Annotated[
+        Path | None, typer.Option("--read", help="A sheet that came back, with verdicts (CSV).")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Negatives drawn for the sheet.")] = 50,
+    seed: Seed = 13,
+) -> None:
+    """Let a domain expert check negatives: write a sheet (page and CSV), or read one back and apply its verdicts."""
+    from medley.pairs import read_pairs, write_pairs
+    from medley.review.decisions import apply_verdicts
+    from medley.review.sheet import draw_items
+    from medley.review.table import read_sheet, write_sheet
+
+    given = read_pairs(pairs)
+    if read is not None:
+        if csv is not None:
+            raise InputError("--csv writes a sheet and --read takes one back; give one of the two.")
+        reviewed = apply_verdicts(given, read_sheet(read))
+        write_pairs(out, reviewed.pairs)
+        print(json.dumps(reviewed.counts))
+        return
+    from medley.files import write_text
+    from medley.review.page import render_sheet
+
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise InputError(
+            f"--out {out}: the sheet is a page, so its name must end in .html; --csv names the table."
+        )
+    items = draw_items(given, count=rows, seed=seed)
+    write_text(out, render_sheet(items, name=pairs.name, total=len(given)))
+    if csv is not None:
+        write_sheet(csv, items)
+    print(json.dumps({"rows": len(items), "page": str(out), "table": None if csv is None else str(csv)}))

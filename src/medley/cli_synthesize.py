@@ -1,0 +1,231 @@
+"""The commands that write training data: `medley synthesize negatives`, `queries` and `tasks`. Thin shells.
+
+Rows are read, sent and written one by one, to a temporary file that is renamed at the end; counts go to standard
+output, what was asked and paid to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from medley.cli_llm import (
+    BudgetTokens,
+    Concurrency,
+    LlmLocal,
+    LlmModel,
+    LlmUrl,
+    llm_settings,
+    open_llm,
+    required_llm,
+)
+from medley.errors import InputError
+
+if TYPE_CHECKING:
+    from medley.llm import ChatModel
+    from medley.synthesize import Tally
+
+app = typer.Typer(no_args_is_help=True, help="Write training data: hard negatives, queries, or whole tasks.")
+
+Out = Annotated[Path, typer.Option("--out", help="Where the result goes.")]
+Seed = Annotated[int, typer.Option(help="Of every random choice.")]
+Consistency = Annotated[
+    str | None,
+    typer.Option(
+        help="Keep a pair only if `bm25`, or a model, finds its passage for its query; default: keep all."
+    ),
+]
+TopK = Annotated[int, typer.Option("--top-k", help="With --consistency: among so many passages.")]
+Kinds = Annotated[
+    str | None, typer.Option(help="NAME=WEIGHT,...: which kinds, and how often each; default: all of them.")
+]
+Styles = Annotated[str | None, typer.Option(help="NAME=WEIGHT,...: styles of queries; default: all of them.")]
+Instruction = Annotated[str, typer.Option(help="Task sentence of the rows.")]
+
+
+@app.command()
+def negatives(
+    pairs: Annotated[Path, typer.Option("--pairs", help="A pairs file: JSON Lines, .gz or Parquet.")],
+    out: Out,
+    corpus: Annotated[
+        str | None, typer.Option(help="Without a language model: a collection that siblings are taken from.")
+    ] = None,
+    llm_url: LlmUrl = None,
+    llm_model: LlmModel = None,
+    llm_local: LlmLocal = None,
+    kinds: Kinds = None,
+    kinds_file: Annotated[
+        Path | None, typer.Option(help="A file of kinds instead of the bundled one.")
+    ] = None,
+    prompt: Annotated[Path | None, typer.Option(help="A prompt file instead of the bundled one.")] = None,
+    per_query: Annotated[int, typer.Option(help="Negatives asked for, for each pair.")] = 1,
+    concurrency: Concurrency = 8,
+    budget_tokens: BudgetTokens = None,
+    seed: Seed = 13,
+) -> None:
+    """Write hard negatives: by a language model, or by perturbing positives where none is named."""
+    llm = llm_settings(llm_url, llm_model, llm_local, concurrency, budget_tokens)
+    if llm is None:
+        if kinds or kinds_file or prompt:
+            raise InputError(
+                "--kinds, --kinds-file and --prompt are for a language model; give --llm-url and --llm-model, "
+                "or leave them out."
+            )
+        _perturb(pairs, out, corpus, per_query, seed)
+        return
+    from medley.pairs import iter_pairs
+    from medley.synthesize import GenerationSettings, Tally, generate_negatives
+
+    settings = GenerationSettings(
+        per_query=per_query, kinds=weights(kinds, "--kinds"), kinds_file=kinds_file, prompt=prompt
+    )
+    total = sum(1 for _ in iter_pairs(pairs))  # every row is checked before anything is paid for
+    chat = open_llm(llm, out)
+    outcomes = generate_negatives(iter_pairs(pairs), chat, settings, llm=llm, seed=seed, total=total)
+    _write(out, Tally(outcomes), chat)
+
+
+def _perturb(pairs: Path, out: Path, corpus: str | None, per_query: int, seed: int) -> None:
+    from medley.collections import Passage, load_corpus
+    from medley.pairs import read_pairs, write_pairs
+    from medley.synthesize.perturb import PerturbationSettings, perturb_negatives
+
+    rows = read_pairs(pairs)
+    passages = (
+        load_corpus(corpus) if corpus else [Passage(str(i), row.positive) for i, row in enumerate(rows)]
+    )
+    generated = perturb_negatives(rows, passages, PerturbationSettings(per_query=per_query), seed=seed)
+    write_pairs(out, generated.pairs)
+    print(json.dumps(dict(generated.counts)))
+
+
+@app.command()
+def queries(
+    corpus: Annotated[str, typer.Option(help="A collection whose passages get queries.")],
+    out: Out,
+    llm_url: LlmUrl = None,
+    llm_model: LlmModel = None,
+    llm_local: LlmLocal = None,
+    per_passage: Annotated[int, typer.Option(help="Queries asked for, for each passage.")] = 1,
+    passages: Annotated[
+        int | None, typer.Option(help="So many passages, drawn at random; default: all.")
+    ] = None,
+    styles: Styles = None,
+    prompt: Annotated[Path | None, typer.Option(help="A prompt file instead of the bundled one.")] = None,
+    instruction: Instruction = "",
+    consistency: Consistency = None,
+    top_k: TopK = 20,
+    concurrency: Concurrency = 8,
+    budget_tokens: BudgetTokens = None,
+    seed: Seed = 13,
+) -> None:
+    """Write queries for the passages of a corpus (BMRetriever's instance level); no query twice."""
+    from medley.collections import load_corpus
+    from medley.encoder import open_retriever
+    from medley.synthesize import ConsistencySettings, QuerySettings, Tally, pairs_from_corpus
+
+    llm = required_llm(
+        llm_settings(llm_url, llm_model, llm_local, concurrency, budget_tokens), "writing queries"
+    )
+    settings = QuerySettings(
+        per_passage=per_passage,
+        passages=passages,
+        styles=weights(styles, "--styles"),
+        prompt=prompt,
+        consistency=ConsistencySettings(retriever=consistency, top_k=top_k) if consistency else None,
+    )
+    chat = open_llm(llm, out)
+    outcomes = pairs_from_corpus(
+        load_corpus(corpus),
+        chat,
+        settings,
+        llm=llm,
+        seed=seed,
+        instruction=instruction,
+        retriever=open_retriever(consistency) if consistency not in (None, "bm25") else None,
+    )
+    _write(out, Tally(outcomes), chat)
+
+
+@app.command()
+def tasks(
+    out: Out,
+    tasks: Annotated[int, typer.Option(help="Tasks invented.")] = 20,
+    per_task: Annotated[int, typer.Option(help="Examples (query, positive, negative) of each task.")] = 10,
+    field: Annotated[str, typer.Option(help="Where the tasks are from, such as `biomedicine`.")] = "any",
+    kinds: Kinds = None,
+    styles: Styles = None,
+    llm_url: LlmUrl = None,
+    llm_model: LlmModel = None,
+    llm_local: LlmLocal = None,
+    consistency: Consistency = None,
+    top_k: TopK = 20,
+    concurrency: Concurrency = 8,
+    budget_tokens: BudgetTokens = None,
+    seed: Seed = 13,
+) -> None:
+    """Invent retrieval tasks, and write query, positive and hard negative for each (BMRetriever's task level)."""
+    from medley.encoder import open_retriever
+    from medley.synthesize import (
+        ConsistencySettings,
+        Tally,
+        TaskSettings,
+        consistent_examples,
+        generate_for_tasks,
+        invent_tasks,
+    )
+
+    llm = required_llm(
+        llm_settings(llm_url, llm_model, llm_local, concurrency, budget_tokens), "inventing tasks"
+    )
+    settings = TaskSettings(
+        tasks=tasks,
+        per_task=per_task,
+        field=field,
+        kinds=weights(kinds, "--kinds"),
+        styles=weights(styles, "--styles"),
+    )
+    chat = open_llm(llm, out)
+    retriever = open_retriever(consistency) if consistency not in (None, "bm25") else None
+    invented = invent_tasks(chat, settings, llm=llm, seed=seed)
+    outcomes = generate_for_tasks(invented, chat, settings, llm=llm, seed=seed)
+    if consistency:
+        limit = ConsistencySettings(retriever=consistency, top_k=top_k)
+        outcomes = consistent_examples(outcomes, limit, retriever=retriever)
+    _write(out, Tally(outcomes), chat)
+
+
+def _write(out: Path, tally: Tally, chat: ChatModel) -> None:
+    """Write the pairs as they come; print the counts, and on standard error what was asked and paid."""
+    from medley.pairs import write_pairs
+    from medley.progress import say
+
+    write_pairs(out, tally)
+    say(f"{chat.name}: {chat.ledger.sentence()}")
+    print(json.dumps(tally.counts))
+
+
+def weights(text: str | None, option: str) -> dict[str, float] | None:
+    """`NAME=WEIGHT,...` as weights; a name alone has weight 1; None for no text.
+
+    Raises InputError naming the option and the part that cannot be read.
+    """
+    return dict(_weights(text, option)) if text else None
+
+
+def _weights(text: str, option: str) -> Iterator[tuple[str, float]]:
+    for part in text.split(","):
+        name, equals, weight = (piece.strip() for piece in part.partition("="))
+        try:
+            value = float(weight) if equals else 1.0
+        except ValueError:
+            value = -1.0
+        if not name or not 0 <= value < float("inf"):
+            raise InputError(
+                f"{option} {text}: {part.strip()!r} is not NAME or NAME=WEIGHT; write, for example, a=2,b=1."
+            )
+        yield name, value

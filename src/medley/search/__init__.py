@@ -1,0 +1,37 @@
+"""Search: exact top-k over dense vectors, BM25, and passage vectors kept on disk in shards.
+
+In: a corpus or collection and, for dense search, a retriever (encoder.py makes the vectors). Out: rankings.
+Everything here is exact and deterministic: similarities in float32, equal scores in ascending order of passage id
+(Unicode code points), also at the cut-off and across blocks. Memory is bounded by blocks: neither the texts nor the
+vectors of a corpus are ever in memory as a whole.
+
+order.py: scores and ids as one sortable number · dense.py: top-k by vectors · shards.py: vectors on disk ·
+bm25.py: the lexical index · rank.py: a collection's rankings.
+"""
+
+from medley.search.bm25 import Bm25Index
+from medley.search.dense import Nearest, Similarity, Vectors, comparable, exact_top_k, nearest, similarity_of
+from medley.search.order import PassageOrder, Ranking, Rankings
+from medley.search.rank import rank_by_vectors, rank_with_bm25, rank_with_retriever
+from medley.search.shards import Shards, corpus_ids, encode_corpus, passages_key
+
+__all__ = [
+    "Bm25Index",
+    "Nearest",
+    "PassageOrder",
+    "Ranking",
+    "Rankings",
+    "Shards",
+    "Similarity",
+    "Vectors",
+    "comparable",
+    "corpus_ids",
+    "encode_corpus",
+    "exact_top_k",
+    "nearest",
+    "passages_key",
+    "rank_by_vectors",
+    "rank_with_bm25",
+    "rank_with_retriever",
+    "similarity_of",
+]
