@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/medley demo --out demo-run
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not slow and not data"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not data"
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
