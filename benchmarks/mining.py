@@ -1,7 +1,7 @@
 """Mining at scale: time beside one blocked matrix product, peak memory, and BM25 beside bm25s.
 
     python benchmarks/mining.py dense [--passages 200000 --queries 20000 --dimensions 256 --rounds 2]
-    python benchmarks/mining.py bm25 [--passages 200000 --queries 1000]
+    python benchmarks/mining.py bm25 [--passages 200000 --queries 1000 --stop-words 150]
 
 `dense`: random vectors and short texts, written to a folder for the time of the run: a corpus, a pairs file and the
 vectors in shards. A query is its positive's vector with noise. Product (A) and mining (B) are timed in turns, A B A B,
@@ -53,6 +53,12 @@ def main() -> None:
     parser.add_argument("--dimensions", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--words-each", type=int, default=60, help="words of a passage (bm25)")
+    parser.add_argument(
+        "--stop-words",
+        type=int,
+        default=150,
+        help="so many of the most frequent words are in no index (bm25)",
+    )
     parser.add_argument("--folder", type=Path, help="used by the benchmark itself")
     args = parser.parse_args()
     args.queries = args.queries or (1_000 if args.what in ("bm25", "ours", "bm25s") else 20_000)
@@ -171,8 +177,8 @@ def bm25(args: argparse.Namespace) -> str:
     found = {name: json.loads(run_alone(name, args)) for name in ("ours", "bm25s")}
     assert found["ours"]["checksum"] == found["bm25s"]["checksum"], "the two do not find the same"
     lines = [
-        f"{args.passages} passages of {args.words_each} words, {args.queries} queries of 8 words, k {DEPTH}; "
-        + versions(),
+        f"{args.passages} passages of {args.words_each} words, {args.queries} queries of 8 words, k {DEPTH}, "
+        f"{args.stop_words} stop words; " + versions(),
         "",
         "| | index, processor s | peak while indexing, MB | search, processor ms a query |",
         "|---|---:|---:|---:|",
@@ -187,7 +193,7 @@ def bm25(args: argparse.Namespace) -> str:
 def words(args: argparse.Namespace, seed: int, count: int, each: int) -> Iterator[str]:
     """Texts of words w<rank>, drawn by Zipf's law, a chunk at a time."""
     rng = np.random.default_rng(seed)
-    share = np.arange(1, WORDS + 1) ** -ZIPF
+    share = (args.stop_words + np.arange(1, WORDS + 1)) ** -ZIPF
     upto = np.cumsum(share / share.sum())
     for start in range(0, count, 1_000):
         drawn = np.searchsorted(upto, rng.random((min(1_000, count - start), each)))

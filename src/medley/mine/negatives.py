@@ -138,7 +138,7 @@ def mined_rows(
                 tally.negatives += len(mined.negatives) - len(pair.negatives)
                 tally.without += not kept
                 yield mined
-                advance(1)
+            advance(len(batch))
 
 
 def _mined_batch(

@@ -48,13 +48,14 @@ class Postings:
     def of(self, term: int, first: int) -> tuple[np.ndarray, np.ndarray]:
         """Passages below position `first` that hold a term, and its weights there."""
         start, stop = self.starts[term], self.starts[term + 1]
-        stop = start + np.searchsorted(self.passages[start:stop], first)
+        # of the same type as the array, which is copied otherwise
+        stop = start + np.searchsorted(self.passages[start:stop], np.int32(first))
         return self.passages[start:stop], self.weights[start:stop]
 
     def weights_in(self, term: int, passages: np.ndarray) -> np.ndarray:
         """A term's float32 weight in each of these passages, 0 where it is not."""
         own, weights = self.of(term, int(passages.max(initial=-1)) + 1)
-        places = np.searchsorted(own, passages)
+        places = np.searchsorted(own, passages.astype(np.int32, copy=False))
         found = (
             own[np.minimum(places, len(own) - 1)] == passages if len(own) else np.zeros(len(passages), bool)
         )
@@ -81,7 +82,7 @@ class Bm25Index:
                 advance(len(ids) - chunk.start)
         self.order = PassageOrder(ids)
         self._postings = _postings(chunks, np.array(lengths))
-        self._partial_D = np.zeros(len(ids))
+        self._partial_D = np.zeros(len(ids), dtype=np.float32)
 
     def search(self, queries: Sequence[str], k: int) -> list[Ranking]:
         """The k best passages of each query; ties by ascending passage id."""
@@ -135,22 +136,24 @@ class Bm25Index:
             counted[term] = counted.get(term, 0) + 1
         bounds = {term: count * float(self._postings.bounds[term]) for term, count in counted.items()}
         waiting = sorted(counted, key=lambda term: (-bounds[term], term))
-        # float32 sums in the query's order are off by at most this much from the exact sums here
-        slack = 2 * (len(terms) + 1) * float(np.finfo(np.float32).eps) * sum(bounds.values())
-        to_come = sum(bounds.values())
+        total = to_come = sum(bounds.values())
+        # two sums of the same weights in other orders, both in float32, differ by less than this
+        slack = 2 * (len(terms) + 1) * float(np.finfo(np.float32).eps) * total
         inside = np.zeros(0, dtype=np.int32)
-        while waiting and not (len(inside) >= k and to_come < self._kth(inside, k) - slack):
+        while waiting and not (
+            len(inside) >= k and to_come < total - to_come and to_come < self._kth(inside, k) - slack
+        ):
             term = waiting.pop(0)
             passages, weights = self._postings.of(term, limit)
             before = self._partial_D[passages]
-            self._partial_D[passages] = before + counted[term] * weights.astype(np.float64)
+            self._partial_D[passages] = before + np.float32(counted[term]) * weights
             inside = np.concatenate([inside, passages[before == 0]])
             to_come -= bounds[term]
-        kept = inside
+        kept = np.sort(inside)
         while waiting and len(kept):
             kept = kept[self._partial_D[kept] + to_come >= self._kth(kept, k) - slack]
             term = waiting.pop(0)
-            self._partial_D[kept] += counted[term] * self._postings.weights_in(term, kept).astype(np.float64)
+            self._partial_D[kept] += np.float32(counted[term]) * self._postings.weights_in(term, kept)
             to_come -= bounds[term]
         if len(kept) > k:
             kept = kept[self._partial_D[kept] >= self._kth(kept, k) - slack]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 
 from medley.errors import InputError, ModelError
+from medley.progress import progress
 from medley.search.order import NOTHING, PassageOrder, Ranking, scores_of
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 Similarity = Literal["dot", "cosine"]
 
-BLOCK = 16_384
+BLOCK = 8_192
 """Passages that come to the queries at once."""
 TILE, STRIP = 1_024, 2_048
 """Queries and passages of one product: 8 MiB of scores, looked through while they are in the cache."""
@@ -127,20 +128,27 @@ def _search(
 
     best_QK = np.full((len(queries_QH), k), NOTHING, dtype=np.int64)
     threads = torch.get_num_threads()
-    width = _aligned(min(TILE, -(-len(queries_QH) // threads)))
+    width = _aligned(-(-len(queries_QH) // max(threads, -(-len(queries_QH) // TILE))))
     tiles = [slice(start, start + width) for start in range(0, len(queries_QH), width)]
     buffers = [_Buffers(width) for _ in range(min(threads, len(tiles)))]
+    copied = np.empty((min(block, len(order)), queries_QH.shape[1]), dtype=np.float32)
 
     def update(worker: int, block_BH: np.ndarray, start: int) -> None:
         for rows in tiles[worker :: len(buffers)]:
             products = _products(queries_QH[rows], block_BH, buffers[worker])
             best_QK[rows] = _better(best_QK[rows], floor_Q[rows], products, width, start, order)
 
-    with _one_thread_each(), ThreadPoolExecutor(max(1, len(buffers))) as pool:
+    with (
+        _one_thread_each(),
+        ThreadPoolExecutor(max(1, len(buffers))) as pool,
+        progress("searching", len(order)) as advance,
+    ):
         for start in range(0, len(order) if buffers else 0, block):
-            # a copy, because torch wants what it reads to be writable
-            block_BH = np.array(comparable(passages_DH[start : start + block], similarity))
+            read_BH = comparable(passages_DH[start : start + block], similarity)
+            block_BH = copied[: len(read_BH)]  # torch wants what it reads to be writable
+            block_BH[:] = read_BH
             list(pool.map(partial(update, block_BH=block_BH, start=start), range(len(buffers))))
+            advance(len(block_BH))
     return best_QK
 
 
@@ -221,12 +229,12 @@ def _better(
     thresholds_W, all_pass = _thresholds(best_RK, floor_R, width)
     for place, scores_SW, passing_SW in products:
         if all_pass:
-            passages = slice(start + place, start + place + len(scores_SW))
+            strip = slice(start + place, start + place + len(scores_SW))
             all_RS = np.ascontiguousarray(scores_SW.T)[: len(best_RK)]
-            best_RK = _best_of(best_RK, order.keys(all_RS, passages))
+            best_RK = _best_of(best_RK, order.keys(all_RS, strip))
             thresholds_W, all_pass = _thresholds(best_RK, floor_R, width)
             continue
-        hits = np.flatnonzero(np.greater_equal(scores_SW, thresholds_W, out=passing_SW))
+        hits = _places(np.greater_equal(scores_SW, thresholds_W, out=passing_SW))
         passages = hits // width
         rows.append(hits - passages * width)
         positions.append(start + place + passages)
@@ -242,6 +250,13 @@ def _thresholds(best_RK: np.ndarray, floor_R: np.ndarray, width: int) -> tuple[n
     thresholds_W = np.full(width, np.inf, dtype=np.float32)
     thresholds_W[: len(best_RK)] = np.maximum(floor_R, scores_of(best_RK[:, 0]))
     return thresholds_W, bool((thresholds_W == -np.inf).any())
+
+
+def _places(flags: np.ndarray) -> np.ndarray:
+    """`np.flatnonzero` of flags of which few are set: eight at a time, then those. Their number divides by eight."""
+    eights = np.flatnonzero(flags.reshape(-1).view(np.uint64) != 0)
+    inside = np.flatnonzero(flags.reshape(-1, 8)[eights])
+    return eights[inside >> 3] * 8 + (inside & 7)
 
 
 def _best_of(best_RK: np.ndarray, keys_RN: np.ndarray) -> np.ndarray:
