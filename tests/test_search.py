@@ -345,3 +345,77 @@ def test_the_key_of_stored_vectors_is_what_decides_them(retriever: Retriever) ->
     assert passages_key(retriever, PASSAGES[::-1]) != key
     changed = Retriever(retriever.model, retriever.template.model_copy(update={"document": "P: "}), "Find")
     assert passages_key(changed, PASSAGES) != key
+
+
+@pytest.fixture
+def always_screened(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Screening in bfloat16 at any size and on any processor; whether each search went through with it."""
+    ended = []
+    real = dense.screened
+
+    def screened(*given: object) -> np.ndarray:
+        ended.append(False)
+        best_QK = real(*given)  # type: ignore[arg-type]
+        ended[-1] = True
+        return best_QK
+
+    monkeypatch.setattr(dense, "screening_pays", lambda queries, passages: True)
+    monkeypatch.setattr(dense, "screened", screened)
+    return ended
+
+
+@pytest.mark.parametrize(
+    "shift", [0.0, 3.0, -3.0], ids=["around 0", "all scores high", "all scores negative"]
+)
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_screening_in_bfloat16_finds_what_float64_finds(
+    always_screened: list[bool], similarity: str, shift: float
+) -> None:
+    rng = np.random.default_rng(4)
+    passages_DH = rng.standard_normal((30_000, 48)).astype(np.float32)
+    passages_DH[:, 0] += shift
+    passages_DH[20_000:20_300] = passages_DH[:300]  # equal vectors far apart: ties that only the id decides
+    passages_DH *= rng.choice([0.5, 1, 2], 30_000)[:, None].astype(np.float32)
+    queries_QH = rng.standard_normal((70, 48)).astype(np.float32)
+    queries_QH[:, 0] += abs(shift)
+    queries_QH[:20] = passages_DH[:20]
+    ids = [f"p{i}" for i in rng.permutation(len(passages_DH))]
+    found = nearest(queries_QH, passages_DH, PassageOrder(ids), 30, similarity=similarity)  # type: ignore[arg-type]
+    assert always_screened == [True]
+    exact_QD = queries_QH.astype(np.float64) @ passages_DH.T.astype(np.float64)
+    if similarity == "cosine":
+        exact_QD /= np.linalg.norm(queries_QH, axis=1)[:, None] * np.linalg.norm(passages_DH, axis=1)
+    for exact_D, positions_K, scores_K in zip(exact_QD, found.positions_QK, found.scores_QK, strict=True):
+        assert np.allclose(scores_K, np.sort(exact_D)[::-1][:30], rtol=1e-5, atol=1e-5)
+        assert np.allclose(exact_D[positions_K], scores_K, rtol=1e-5, atol=1e-5)
+        keys = [(-score, ids[place]) for score, place in zip(scores_K.tolist(), positions_K, strict=True)]
+        assert keys == sorted(keys)
+
+
+def test_screening_decides_ties_by_id_like_the_float32_search(
+    always_screened: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(5)
+    queries_QH = rng.integers(-4, 5, (40, 32)).astype(np.float32)  # whole numbers: every score is exact
+    passages_DH = rng.integers(-4, 5, (20_000, 32)).astype(np.float32)
+    order = PassageOrder([f"p{i}" for i in rng.permutation(len(passages_DH))])
+    screened = nearest(queries_QH, passages_DH, order, 50)
+    monkeypatch.setattr(dense, "screening_pays", lambda queries, passages: False)
+    plain = nearest(queries_QH, passages_DH, order, 50)
+    assert always_screened == [True]
+    assert np.array_equal(screened.positions_QK, plain.positions_QK)
+    assert np.array_equal(screened.scores_QK, plain.scores_QK)
+
+
+def test_a_model_that_puts_all_passages_in_one_place_is_searched_in_float32(
+    always_screened: list[bool],
+) -> None:
+    """Rounding to bfloat16 hides every difference here."""
+    rng = np.random.default_rng(6)
+    passages_DH = np.ones((30_000, 16), np.float32) + 1e-4 * rng.standard_normal((30_000, 16)).astype(
+        np.float32
+    )
+    queries_QH = np.ones((3, 16), np.float32)
+    found = nearest(queries_QH, passages_DH, PassageOrder([f"p{i:05d}" for i in range(30_000)]), 5)
+    assert always_screened == [False]
+    assert np.allclose(found.scores_QK[0], np.sort(passages_DH.sum(axis=1))[::-1][:5], rtol=1e-6)

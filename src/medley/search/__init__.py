@@ -5,12 +5,14 @@ Everything here is exact and deterministic: similarities in float32, equal score
 (Unicode code points), also at the cut-off and across blocks. Memory is bounded by blocks: neither the texts nor the
 vectors of a corpus are ever in memory as a whole.
 
-order.py: scores and ids as one sortable number · dense.py: top-k by vectors · shards.py: vectors on disk ·
+order.py: scores and ids as one sortable number · dense.py: top-k by vectors · screen.py: the same
+with most passages ruled out in bfloat16 · blocks.py: what both go through · shards.py: vectors on disk ·
 bm25.py: the lexical index · rank.py: a collection's rankings.
 """
 
+from medley.search.blocks import Similarity, Vectors, comparable
 from medley.search.bm25 import Bm25Index
-from medley.search.dense import Nearest, Similarity, Vectors, comparable, exact_top_k, nearest, similarity_of
+from medley.search.dense import Nearest, exact_top_k, nearest, similarity_of
 from medley.search.order import PassageOrder, Ranking, Rankings
 from medley.search.rank import rank_by_vectors, rank_with_bm25, rank_with_retriever
 from medley.search.shards import Shards, corpus_ids, encode_corpus, passages_key

@@ -11,45 +11,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medley.errors import InputError, ModelError
-from medley.progress import progress
+from medley.search.blocks import (
+    BLOCK,
+    STRIP,
+    TILE,
+    Similarity,
+    Tiles,
+    Vectors,
+    comparable,
+    places,
+    side_by_side,
+)
 from medley.search.order import NOTHING, PassageOrder, Ranking, scores_of
+from medley.search.screen import TooCloseError, screened, screening_pays
 
 if TYPE_CHECKING:
     from medley.encoder import Retriever
 
-Similarity = Literal["dot", "cosine"]
-
-BLOCK = 8_192
-"""Passages that come to the queries at once."""
-TILE, STRIP = 1_024, 2_048
-"""Queries and passages of one product: 8 MiB of scores, looked through while they are in the cache."""
-ALIGNED = 32
-"""Tiles are padded to a multiple of this. The product's kernel depends on the shape of a matrix; for multiples of 16
-the scores of a query were found to be the same to the last bit whatever queries stand beside it."""
 SAMPLE = 1_024
 """Passages that the floor is judged by; spread over the corpus, for neighbours are often alike."""
-
-
-class Vectors(Protocol):
-    """Rows of vectors (N, H): an array, a memory map or shards."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, H)."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: slice | np.ndarray, /) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -83,13 +69,31 @@ def nearest(
     queries_QH = comparable(queries_QH, similarity)
     k = min(k, len(order))
     floor_Q = _floor(queries_QH, passages_DH, k, similarity)
-    best_QK = _search(queries_QH, passages_DH, order, k, similarity, block, floor_Q)
+    best_QK = _reaching(queries_QH, passages_DH, order, k, similarity, block, floor_Q)
     again = np.flatnonzero((best_QK == NOTHING).any(axis=1))
     if len(again):
         no_floor = np.full(len(again), -np.inf, dtype=np.float32)
         best_QK[again] = _search(queries_QH[again], passages_DH, order, k, similarity, block, no_floor)
     best_QK = np.sort(best_QK, axis=1)[:, ::-1]
     return Nearest(order.positions(best_QK), scores_of(best_QK))
+
+
+def _reaching(
+    queries_QH: np.ndarray,
+    passages_DH: Vectors,
+    order: PassageOrder,
+    k: int,
+    similarity: Similarity,
+    block: int,
+    floor_Q: np.ndarray,
+) -> np.ndarray:
+    """`_search`, after screening in bfloat16 where that is faster."""
+    if np.isfinite(floor_Q).all() and screening_pays(len(queries_QH), len(order)):
+        try:
+            return screened(queries_QH, passages_DH, order, k, similarity, block, floor_Q)
+        except TooCloseError:
+            pass  # a model that puts everything in one place: rounding would hide the order
+    return _search(queries_QH, passages_DH, order, k, similarity, block, floor_Q)
 
 
 def _floor(queries_QH: np.ndarray, passages_DH: Vectors, k: int, similarity: Similarity) -> np.ndarray:
@@ -124,31 +128,15 @@ def _search(
     floor_Q: np.ndarray,
 ) -> np.ndarray:
     """Keys (Q, k), in any order, of the k best passages that reach the floor; NOTHING where they are fewer."""
-    import torch
-
     best_QK = np.full((len(queries_QH), k), NOTHING, dtype=np.int64)
-    threads = torch.get_num_threads()
-    width = _aligned(-(-len(queries_QH) // max(threads, -(-len(queries_QH) // TILE))))
-    tiles = [slice(start, start + width) for start in range(0, len(queries_QH), width)]
-    buffers = [_Buffers(width) for _ in range(min(threads, len(tiles)))]
-    copied = np.empty((min(block, len(order)), queries_QH.shape[1]), dtype=np.float32)
+    work = Tiles(len(queries_QH))
+    buffers = [_Buffers(work.width) for _ in range(work.threads)]
 
-    def update(worker: int, block_BH: np.ndarray, start: int) -> None:
-        for rows in tiles[worker :: len(buffers)]:
-            products = _products(queries_QH[rows], block_BH, buffers[worker])
-            best_QK[rows] = _better(best_QK[rows], floor_Q[rows], products, width, start, order)
+    def update(worker: int, rows: slice, block_BH: np.ndarray, start: int) -> None:
+        products = _products(queries_QH[rows], block_BH, buffers[worker])
+        best_QK[rows] = _better(best_QK[rows], floor_Q[rows], products, work.width, start, order)
 
-    with (
-        _one_thread_each(),
-        ThreadPoolExecutor(max(1, len(buffers))) as pool,
-        progress("searching", len(order)) as advance,
-    ):
-        for start in range(0, len(order) if buffers else 0, block):
-            read_BH = comparable(passages_DH[start : start + block], similarity)
-            block_BH = copied[: len(read_BH)]  # torch wants what it reads to be writable
-            block_BH[:] = read_BH
-            list(pool.map(partial(update, block_BH=block_BH, start=start), range(len(buffers))))
-            advance(len(block_BH))
+    work.over_blocks(passages_DH, len(order), similarity, block, update, np.asarray, "searching")
     return best_QK
 
 
@@ -196,23 +184,6 @@ def _check_shapes(queries_QH: np.ndarray, passages_DH: Vectors, order: PassageOr
         )
 
 
-def _aligned(count: int) -> int:
-    return -(-max(count, 1) // ALIGNED) * ALIGNED
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Let threads that are started here compute on one core each; torch takes the number over when a thread begins."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _better(
     best_RK: np.ndarray,
     floor_R: np.ndarray,
@@ -234,7 +205,7 @@ def _better(
             best_RK = _best_of(best_RK, order.keys(all_RS, strip))
             thresholds_W, all_pass = _thresholds(best_RK, floor_R, width)
             continue
-        hits = _places(np.greater_equal(scores_SW, thresholds_W, out=passing_SW))
+        hits = places(np.greater_equal(scores_SW, thresholds_W, out=passing_SW))
         passages = hits // width
         rows.append(hits - passages * width)
         positions.append(start + place + passages)
@@ -242,7 +213,7 @@ def _better(
     if not rows:
         return best_RK
     keys = order.keys(np.concatenate(scores), np.concatenate(positions))
-    return _best_of(best_RK, _side_by_side(np.concatenate(rows), keys, len(best_RK)))
+    return _best_of(best_RK, side_by_side(np.concatenate(rows), keys, len(best_RK)))
 
 
 def _thresholds(best_RK: np.ndarray, floor_R: np.ndarray, width: int) -> tuple[np.ndarray, bool]:
@@ -252,44 +223,10 @@ def _thresholds(best_RK: np.ndarray, floor_R: np.ndarray, width: int) -> tuple[n
     return thresholds_W, bool((thresholds_W == -np.inf).any())
 
 
-def _places(flags: np.ndarray) -> np.ndarray:
-    """`np.flatnonzero` of flags of which few are set: eight at a time, then those. Their number divides by eight."""
-    eights = np.flatnonzero(flags.reshape(-1).view(np.uint64) != 0)
-    inside = np.flatnonzero(flags.reshape(-1, 8)[eights])
-    return eights[inside >> 3] * 8 + (inside & 7)
-
-
 def _best_of(best_RK: np.ndarray, keys_RN: np.ndarray) -> np.ndarray:
     """The k largest keys of each row, the smallest of them first."""
     pool = np.concatenate([best_RK, keys_RN], axis=1)
     return np.partition(pool, keys_RN.shape[1], axis=1)[:, keys_RN.shape[1] :] if keys_RN.shape[1] else pool
-
-
-def _side_by_side(rows: np.ndarray, keys: np.ndarray, height: int) -> np.ndarray:
-    """Keys put into their rows; rows with fewer are filled up with NOTHING."""
-    order = np.argsort(rows.astype(np.uint16), kind="stable")  # 16 bits: sorted by counting
-    counts_R = np.bincount(rows, minlength=height)
-    places = np.arange(len(rows)) - np.repeat(np.cumsum(counts_R) - counts_R, counts_R)
-    table = np.full((height, int(counts_R.max(initial=0))), NOTHING, dtype=np.int64)
-    table[rows[order], places] = keys[order]
-    return table
-
-
-def comparable(vectors: np.ndarray, similarity: Similarity) -> np.ndarray:
-    """Vectors (N, H) made ready for a dot product: float32, checked, of length 1 for cosine (zero stays zero).
-
-    Raises ModelError when one is not finite, or so long that a dot product may not be.
-    """
-    vectors = np.asarray(vectors, dtype=np.float32)
-    squares = np.einsum("nh,nh->n", vectors, vectors)
-    if not np.isfinite(squares).all():
-        raise ModelError(
-            "the model gives vectors that are not finite numbers; it has diverged in training or overflows its "
-            "dtype: train it again with a lower learning rate, or load it in float32."
-        )
-    if similarity == "cosine":
-        return vectors / np.maximum(np.sqrt(squares), np.finfo(np.float32).tiny)[:, None]
-    return vectors
 
 
 def exact_top_k(

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medley.collections import Collection
+from medley.search.blocks import Similarity, Vectors
 from medley.search.bm25 import Bm25Index
-from medley.search.dense import Similarity, Vectors, exact_top_k, similarity_of
+from medley.search.dense import exact_top_k, similarity_of
 from medley.search.order import Ranking
 from medley.search.shards import corpus_ids, encode_corpus
 
