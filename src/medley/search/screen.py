@@ -66,7 +66,7 @@ def screened(
     """Keys (Q, k), in any order, of the k best passages that reach a finite floor; NOTHING where they are fewer.
 
     Queries (float32) are comparable already. Beside the vectors it holds 8 bytes a candidate, of which there are one
-    to CROWD times k a query. Raises TooCloseError where they would be more, and ModelError for a vector that is not finite.
+    to CROWD times k a query. Raises TooCloseError where they would be more, ModelError for a vector that is not finite.
     """
     work = Tiles(len(queries_QH))
     screens = {
