@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import medley as package
 from small import (
     Outcome,
     contents,
@@ -83,6 +84,27 @@ def test_the_overview_names_every_command():
     assert overview.code == 0
     for command in COMMANDS:
         assert re.search(rf"^\s+{command.split()[0]}\s+[A-Z]", overview.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (["mine", "--pears", "x"], "no such option: --pears (Possible options: --pairs, --vectors); see `medley mine --help`."),
+        (["mime"], "no such command 'mime'. Did you mean 'mine'? See `medley --help`."),
+        (["mine", "--depth", "deep"], "invalid value for '--depth': "),
+        (["evaluate"], "missing argument 'model'; see `medley evaluate --help`."),
+    ],
+    ids=["option", "command", "value", "argument"],
+)  # fmt: skip
+def test_a_wrong_call_is_told_in_one_sentence(call, sentence):
+    done = medley(*call)
+    assert done.code == 2 and done.out == ""
+    assert done.err.startswith(f"medley: {sentence}") and done.err.count("\n") == 1
+
+
+def test_the_version_is_that_of_the_distribution():
+    done = medley("--version")
+    assert done.code == 0 and done.out == f"medley {package.__version__}\n"
 
 
 def cpu_seconds(*arguments: str) -> float:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+import medley
 from medley import cli_guard, cli_synthesize
 from medley.errors import InputError, MedleyError
 from medley.tables import print_comparisons, print_results, print_steps
@@ -22,9 +23,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Turn a decoder-only language model into a retriever for your domain.",
 )
 app.add_typer(cli_synthesize.app, name="synthesize")
+
+INTERRUPTED = 130
+"""What a command ends with after Ctrl-C: the shells' number for it."""
 
 Out = Annotated[Path, typer.Option("--out", help="Where the result goes.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
@@ -35,16 +38,36 @@ Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 def main() -> None:
     """Run the command line; turn errors into one sentence and an exit code."""
     try:
-        app()
+        status = app(prog_name="medley", standalone_mode=False)
     except MedleyError as problem:
         print(f"medley: {problem}", file=sys.stderr)
         sys.exit(problem.exit_code)
     except ValueError as problem:
         print(f"medley: {_setting_out_of_range(problem)}", file=sys.stderr)
         sys.exit(InputError.exit_code)
-    except KeyboardInterrupt:
+    except Exception as problem:
+        print(_usage_error(problem), file=sys.stderr)
+        sys.exit(InputError.exit_code)
+    if status == INTERRUPTED:
         print("medley: interrupted; run the same command again to continue.", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(status or 0)
+
+
+def _usage_error(problem: Exception) -> str:
+    """A wrong option or argument, in one sentence; any other exception is a defect and is raised again.
+
+    Typer raises click's exceptions from a copy of its own, so they are known by name.
+    """
+    kinds = [kind.__name__ for kind in type(problem).__mro__]
+    if "ClickException" not in kinds:
+        raise problem
+    context = getattr(problem, "ctx", None)
+    message = str(problem.format_message())  # type: ignore[attr-defined]
+    if "NoArgsIsHelpError" in kinds:
+        return message
+    command = context.command_path if context is not None else "medley"
+    joined = " See" if message.endswith("?") else "; see"
+    return f"medley: {message[:1].lower()}{message[1:].rstrip('.')}{joined} `{command} --help`."
 
 
 def _setting_out_of_range(problem: ValueError) -> str:
@@ -56,6 +79,22 @@ def _setting_out_of_range(problem: ValueError) -> str:
     if not isinstance(problem, ValidationError):
         raise problem
     return explain(problem, Recipe)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"medley {medley.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Say which version this is."),
+    ] = False,
+) -> None:
+    """Turn a decoder-only language model into a retriever for your domain."""
 
 
 @app.command()
