@@ -20,7 +20,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "bundled" not in path
 LAYERS = (
     {"errors"},
     {"files", "fingerprint", "progress", "overlap", "template", "collections", "mteb_tasks", "pairs", "leaks",
-     "origins", "prompt_file"},
+     "origins", "prompt_file", "hub"},
     {"run"},
     {"llm", "encoder", "search", "lowrank", "expert"},
     {"mine", "synthesize", "guard", "review", "prompts", "train", "merge", "evaluate", "report"},

@@ -21,6 +21,7 @@ from medley.collections import BUNDLED, Passage
 from medley.errors import ModelError
 from medley.files import explained_write_errors, read_json, write_json, writing
 from medley.fingerprint import fingerprint, fingerprint_folder
+from medley.hub import check_hub_model
 from medley.template import TEMPLATES, Template
 
 if TYPE_CHECKING:
@@ -135,6 +136,14 @@ def resolve_base(base: str) -> str:
     return base
 
 
+def _location(name: str) -> str:
+    """`resolve_base`, and for a hub id the certainty that it can be had. Raises ModelError."""
+    location = resolve_base(name)
+    if not Path(location).is_dir():
+        check_hub_model(location)
+    return location
+
+
 def model_identity(name: str) -> str:
     """Fingerprint of a model that is not loaded yet: a folder's content, or a hub id with its commit.
 
@@ -161,6 +170,7 @@ def check_decoder(base: str) -> None:
 
     Raises ModelError naming the architecture; also for a hub id that cannot be fetched.
     """
+    location = _location(base)
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -168,7 +178,7 @@ def check_decoder(base: str) -> None:
     )
 
     try:
-        config = AutoConfig.from_pretrained(resolve_base(base))
+        config = AutoConfig.from_pretrained(location)
     except (OSError, ValueError) as problem:
         reason = str(problem).splitlines()[0]
         raise ModelError(
@@ -259,10 +269,10 @@ def open_retriever(path: str, *, device: str | None = None, dtype: str | None = 
 
     Raises ModelError when it cannot be opened.
     """
+    location = _location(path)
     import torch
     from sentence_transformers import SentenceTransformer
 
-    location = resolve_base(path)
     try:
         with quiet_loading():
             model = SentenceTransformer(
