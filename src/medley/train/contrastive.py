@@ -14,13 +14,15 @@ import random
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medley.encoder import Retriever
-from medley.errors import PairsError
+from medley.errors import InputError, PairsError
 from medley.pairs import TrainingPair
 from medley.progress import progress
 from medley.train.settings import LoraSettings, TrainSettings
+from medley.train.stopping import DevCurve, DevWatch, Score, steps_between, watching
 
 if TYPE_CHECKING:
     import datasets
@@ -29,12 +31,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Training:
-    """What a training run reports: pairs seen an epoch, steps made, the loss after each step, wall-clock time."""
+    """What a training run reports: pairs seen an epoch, steps made, the loss after each step, wall-clock time.
+
+    `dev` is the curve on dev, where training watched one.
+    """
 
     pairs: int
     steps: int
     seconds: float
     losses: list[dict[str, float]]
+    dev: DevCurve | None = None
 
 
 def train(
@@ -44,12 +50,16 @@ def train(
     *,
     seed: int,
     label: str = "train",
+    score: Score | None = None,
 ) -> Training:
     """Train a retriever's model in place; with `settings.lora` only a new adapter named `default` changes.
 
     Each pair is encoded under its own instruction (the retriever's where it has none). No batch holds a text
     twice, so that no positive of one query stands as a negative of another with the same text.
-    Raises PairsError with fewer than two pairs: a contrast needs a second passage.
+    With `settings.early_stopping`, `score` is the retriever's nDCG@10 by dev collection, and the model ends with the
+    weights that dev liked best (see stopping.py).
+    Raises InputError where early stopping has nothing to score on, PairsError with fewer than two pairs: a
+    contrast needs a second passage.
     """
     import torch
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
@@ -59,6 +69,10 @@ def train(
         raise PairsError(
             f"{label}: {len(pairs)} training pair is not enough for a contrast; give at least two."
         )
+    if settings.early_stopping is not None and score is None:
+        raise InputError(
+            f"{label}: early stopping needs a dev collection to score; name one, or leave it out."
+        )
     torch.manual_seed(seed)
     model = retriever.model
     # the card is Medley's; a filled widget keeps the trainer from looking for examples in private training text
@@ -66,7 +80,8 @@ def train(
     if settings.lora is not None:
         add_adapter(model, settings.lora)
     batch_size = min(settings.batch_size, len(pairs))
-    steps = settings.max_steps or math.ceil(math.ceil(len(pairs) / batch_size) * settings.epochs)
+    steps_per_epoch = math.ceil(len(pairs) / batch_size)
+    steps = settings.max_steps or math.ceil(steps_per_epoch * settings.epochs)
 
     with tempfile.TemporaryDirectory() as scratch, progress(label, steps) as advance:
 
@@ -100,14 +115,22 @@ def train(
             callbacks=[Progress()],
         )
         trainer.remove_callback(_printer())
+        watch = None
+        if settings.early_stopping is not None and score is not None:
+            watch = DevWatch(
+                retriever, score, settings.early_stopping, folder=Path(scratch) / "dev", label=label
+            )
+            trainer.add_callback(watching(watch, steps_between(settings.early_stopping, steps_per_epoch)))
         outcome = trainer.train()
+        curve = watch.finish() if watch else None
     model.eval()
+    last_step = curve.last_step if curve else outcome.global_step
     losses = [
         {"step": entry["step"], "loss": entry["loss"]}
         for entry in trainer.state.log_history
-        if "loss" in entry
+        if "loss" in entry and entry["step"] <= last_step
     ]
-    return Training(len(pairs), outcome.global_step, round(outcome.metrics["train_runtime"], 3), losses)
+    return Training(len(pairs), last_step, round(outcome.metrics["train_runtime"], 3), losses, curve)
 
 
 def _printer() -> type:
