@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class LoraSettings(BaseModel):
@@ -34,12 +34,12 @@ class FalseNegatives(BaseModel):
         0.8,
         gt=0,
         le=1,
-        description="passages whose word shingles overlap with the positive's so much (Jaccard); its own negatives stay",
+        description="passages whose word shingles overlap with the positive's so much (Jaccard); own negatives stay",
     )
     margin: float | None = Field(
         None,
         ge=0,
-        description="passages that score above the positive by more than this, as the model stands; its own negatives stay",
+        description="passages that the model now scores above the positive by more than this; own negatives stay",
     )
 
 
@@ -74,14 +74,14 @@ class TrainSettings(BaseModel):
     mini_batch_size: int = Field(
         32,
         ge=1,
-        description="texts of full length (retriever.max_length) in memory at a time, or as many tokens of shorter ones; "
-        "changes memory and time, not the loss",
+        description="texts of full length (retriever.max_length) in memory at a time, or as many tokens of shorter "
+        "ones; changes memory and time, not the loss",
     )
     activation_memory_gb: float | None = Field(
         None,
         ge=0,
-        description="activations kept rather than computed twice; null: half of what is free on the device, a quarter on "
-        "a CPU. Changes memory and time, not the loss",
+        description="activations kept rather than computed twice; null: half of what is free on the device, a quarter "
+        "on a CPU. Changes memory and time, not the loss",
     )
     gradient_checkpointing: bool = Field(
         False, description="compute activations again layer by layer; for texts that do not fit one by one"
@@ -123,10 +123,23 @@ class PretrainSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    collections: list[str] = Field(min_length=1, description="whose corpora are read; queries are not")
-    titles: bool = Field(True, description="title -> text pairs, where a passage has a title")
-    spans: bool = Field(True, description="pairs of two adjacent spans of one passage")
-    max_pairs: int = Field(100_000, ge=2, description="at most so many pairs, drawn at random")
+    collections: list[str] = Field([], description="whose corpora are read; queries are not")
+    documents: list[str] = Field(
+        [], description="files or folders of raw text: .jsonl, .jsonl.gz, .parquet, .txt, .md"
+    )
+    titles: bool = Field(True, description="title -> text pairs, where a document has a title")
+    sections: bool = Field(True, description="heading -> section pairs, where a document has headings")
+    spans: bool = Field(True, description="pairs of two spans of one document that do not overlap")
+    span_characters: int = Field(800, ge=40, description="characters of a span, at most")
+    max_pairs: int | None = Field(
+        100_000, ge=2, description="at most so many pairs, drawn at random; null for all"
+    )
     train: TrainSettings = Field(
         TrainSettings(lora=None, learning_rate=1e-4, negatives=0), description="as in the recipe's `train`"
     )
+
+    @model_validator(mode="after")
+    def _reads_something(self) -> PretrainSettings:
+        if not self.collections and not self.documents:
+            raise ValueError("name `collections` or `documents` to read")
+        return self
