@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from medley.collections import Passage
-from medley.encoder import RetrieverSettings, build_retriever, encode_queries
-from medley.errors import PairsError
+from medley.encoder import RetrieverSettings, build_retriever, encode_passages, encode_queries
+from medley.errors import InputError, PairsError
 from medley.pairs import TrainingPair
-from medley.train.contrastive import contrastive_loss, train, training_dataset
+from medley.train.batches import Batches, keys_of
+from medley.train.collate import batch_texts
+from medley.train.contrastive import train
 from medley.train.settings import LoraSettings, TrainSettings
-from medley.train.unlabelled import unlabelled_pairs
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
@@ -40,27 +41,29 @@ def test_same_losses_as_the_loop_without_abstractions(tiny_model_folder):
 
     model = retriever(tiny_model_folder)
     trained = train(model, PAIRS, fast(max_steps=4, epochs=4), seed=3)
-    columns = training_dataset(model, PAIRS, negatives=1, seed=3).to_dict()
+    columns = {
+        "query": [model.query_prompt() + pair.query for pair in PAIRS],
+        "positive": [model.document_prompt + pair.positive for pair in PAIRS],
+        "negative": [model.document_prompt + pair.negatives[0] for pair in PAIRS],
+    }
     # one batch holds all pairs, and the loss does not depend on their order
     loop = train_loop(str(tiny_model_folder), [[columns]] * 4, learning_rate=1e-2, temperature=0.02, seed=3)
     np.testing.assert_allclose([entry["loss"] for entry in trained.losses], loop, rtol=2e-4)
 
 
-def test_equal_vectors_give_log_of_the_number_of_passages(tiny_model_folder):
-    import torch
-
-    model = retriever(tiny_model_folder).model
-    same = [torch.ones(5, 32)] * 3
-    loss = contrastive_loss(model, fast(), 5)
-    assert loss.compute_loss_from_embeddings(same, None).item() == pytest.approx(math.log(10), abs=1e-5)
-
-
 def test_gradient_caching_changes_memory_not_the_loss(tiny_model_folder):
     plain = train(retriever(tiny_model_folder), PAIRS, fast(max_steps=3), seed=3)
-    cached = train(retriever(tiny_model_folder), PAIRS, fast(max_steps=3, mini_batch_size=3), seed=3)
+    little = fast(max_steps=3, mini_batch_size=2, activation_memory_gb=0)
+    cached = train(retriever(tiny_model_folder), PAIRS, little, seed=3)
     np.testing.assert_allclose(
         [e["loss"] for e in cached.losses], [e["loss"] for e in plain.losses], rtol=1e-4
     )
+    again = fast(max_steps=3, gradient_checkpointing=True)
+    checkpointed = train(retriever(tiny_model_folder), PAIRS, again, seed=3)
+    np.testing.assert_allclose(
+        [e["loss"] for e in checkpointed.losses], [e["loss"] for e in plain.losses], rtol=1e-4
+    )
+    assert plain.tokens == cached.tokens > 0 and 0 <= plain.padding < 0.2
 
 
 def test_only_the_adapter_changes_and_it_does(tiny_model_folder):
@@ -94,27 +97,100 @@ def test_full_weights_train_without_a_rank(tiny_model_folder):
 
 
 def test_texts_are_what_the_encoder_reads(tiny_model_folder):
-    pairs = [TrainingPair("q", "p", ("n", "m"), "Own task"), TrainingPair("q2", "p2")]
-    rows = training_dataset(retriever(tiny_model_folder), pairs, negatives=3, seed=1).to_dict()
-    assert rows["query"] == ["Own task\nQuery: q", "Find\nQuery: q2"]
-    assert rows["positive"] == ["Represent this passage\npassage: p", "Represent this passage\npassage: p2"]
-    assert [rows[f"negative_{i}"][0].rsplit(" ", 1)[1] for i in (1, 2, 3)] == ["n", "m", "n"]
-    assert {rows[f"negative_{i}"][1].rsplit(" ", 1)[1] for i in (1, 2, 3)} == {"p"}, "another pair's positive"
+    pairs = [TrainingPair("q", "p", ("n", "m"), "Own task"), TrainingPair("q2", "n")]
+    batch = batch_texts(retriever(tiny_model_folder), pairs, negatives=3)
+    assert [batch.texts[place] for place in batch.queries] == ["Own task\nQuery: q", "Find\nQuery: q2"]
+    passages = [batch.texts[place] for place in batch.passages]
+    assert passages == [f"Represent this passage\npassage: {text}" for text in "pnm"], "each once"
+    assert batch.positives == [0, 1] and batch.negatives == [[1, 2], []]
+
+
+def test_options_of_peft_pass_through_and_those_that_cannot_be_merged_do_not(tiny_model_folder):
+    model = retriever(tiny_model_folder)
+    lora = LoraSettings(rank=4, alpha=8, targets=["q_proj", "down_proj"], options={"use_rslora": True})
+    train(model, PAIRS, fast(lora=lora, max_steps=1), seed=3)
+    layers = {name for name, module in model.model.named_modules() if hasattr(module, "lora_A")}
+    assert len(layers) == 4 and {name.rpartition(".")[2] for name in layers} == {"q_proj", "down_proj"}
+    assert model.model[0].model.peft_config["default"].use_rslora
+    for options, message in (
+        ({"use_dora": True}, "use_dora"),
+        ({"ranks": 3}, "ranks"),
+        ({"bias": "all"}, "bias"),
+    ):
+        with pytest.raises(InputError, match=message):
+            refused = fast(lora=LoraSettings(options=options))
+            train(retriever(tiny_model_folder), PAIRS, refused, seed=3)
+
+
+def test_bfloat16_is_where_it_was_asked_for(tiny_model_folder):
+    plain = train(retriever(tiny_model_folder), PAIRS, fast(max_steps=1), seed=3)
+    halved = train(retriever(tiny_model_folder), PAIRS, fast(max_steps=1, bf16=True), seed=3)
+    assert halved.losses != plain.losses
+    assert halved.losses[0]["loss"] == pytest.approx(plain.losses[0]["loss"], rel=0.1)
+
+
+def test_matryoshka_trains_the_short_vectors_too(tiny_model_folder):
+    def short_loss(**changes):
+        model = retriever(tiny_model_folder)
+        train(model, PAIRS, fast(epochs=12, temperature=0.1, **changes), seed=3)
+        queries = encode_queries(model, [pair.query for pair in PAIRS])[:, :2]
+        passages = encode_passages(model, [pair.positive for pair in PAIRS])[:, :2]
+        scores = (
+            queries @ passages.T / np.linalg.norm(queries, axis=1)[:, None] / np.linalg.norm(passages, axis=1)
+        )
+        return -np.log(np.exp(np.diag(scores) / 0.1) / np.exp(scores / 0.1).sum(axis=1)).mean()
+
+    assert short_loss(matryoshka=(2,)) < short_loss()
 
 
 def test_a_contrast_needs_two_different_passages(tiny_model_folder):
     with pytest.raises(PairsError, match="give at least two"):
         train(retriever(tiny_model_folder), PAIRS[:1], fast(), seed=1)
-    same = [TrainingPair("a", "p"), TrainingPair("b", "p")]
+    same = [TrainingPair("a", "p"), TrainingPair("b", "P.")]
     with pytest.raises(PairsError, match="two different passages"):
-        training_dataset(retriever(tiny_model_folder), same, negatives=1, seed=1)
+        train(retriever(tiny_model_folder), same, fast(), seed=1)
 
 
-def test_unlabelled_pairs_never_overlap():
-    passages = [Passage("1", "One here. Two here. Three here.", "Title"), Passage("2", "Only one sentence")]
-    pairs = unlabelled_pairs(passages, titles=True, spans=True, max_pairs=10, seed=1)
-    kinds = sorted(pair.provenance["unlabelled"] for pair in pairs)
-    assert kinds == ["spans", "title"]
-    spans = next(pair for pair in pairs if pair.provenance["unlabelled"] == "spans")
-    assert not set(spans.query.split(". ")) & set(spans.positive.split(". "))
-    assert len(unlabelled_pairs(passages * 9, titles=True, spans=True, max_pairs=5, seed=1)) == 5
+def rows_of(pairs, size, steps, **how):
+    return list(Batches(keys_of(pairs), batch_size=size, steps=steps, seed=3, **how))
+
+
+def test_batches_are_full_and_see_every_pair_before_any_twice():
+    batches = rows_of(PAIRS, 3, 8)
+    assert [len(batch) for batch in batches] == [3] * 8
+    seen = [row for batch in batches for row in batch]
+    assert all(sorted(seen[start : start + 8]) == list(range(8)) for start in (0, 8, 16))
+    assert seen[:8] != seen[8:16] and batches == rows_of(PAIRS, 3, 8)
+    assert rows_of(PAIRS, 3, 4) == batches[:4], "a later step does not depend on how many there are"
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 5)] * 3), min_size=2, max_size=30), st.integers(2, 8))
+@settings(max_examples=60, deadline=None)
+def test_no_batch_holds_a_query_or_a_positive_twice(rows, size):
+    pairs = [TrainingPair(f"q{q}", f"p{p}", source=f"s{s}") for q, p, s in rows]
+    for how in ({}, {"mode": "one_source"}, {"temperature": 3.0}):
+        for batch in rows_of(pairs, size, 12, **how):
+            assert 1 <= len(batch) <= size
+            assert len({pairs[row].query for row in batch}) == len(batch)
+            assert len({pairs[row].positive for row in batch}) == len(batch)
+            if how.get("mode"):
+                assert len({pairs[row].source for row in batch}) == 1
+
+
+def test_pairs_that_cannot_meet_wait_and_are_not_lost():
+    pairs = [TrainingPair(f"q{i}", f"p{i // 4}") for i in range(40)]
+    batches = rows_of(pairs, 10, 4)
+    assert sorted(row for batch in batches for row in batch) == list(range(40))
+
+
+def test_sources_are_drawn_by_temperature():
+    pairs = [TrainingPair(f"q{i}", f"p{i}", source="large" if i < 90 else "small") for i in range(100)]
+
+    def share(**how):
+        rows = [row for batch in rows_of(pairs, 10, 200, **how) for row in batch]
+        return sum(row >= 90 for row in rows) / len(rows)
+
+    assert share() == pytest.approx(0.1, abs=0.005)
+    for mode in ("mixed", "one_source"):
+        assert share(mode=mode, temperature=2.0) == pytest.approx(0.25, abs=0.005), "1 : 3"
+        assert share(mode=mode, temperature=1e9) == pytest.approx(0.5, abs=0.005)

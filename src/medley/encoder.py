@@ -346,6 +346,26 @@ def _encode(
     return vectors.cpu().numpy()
 
 
+def token_ids(retriever: Retriever, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens that the model reads for texts which carry their prompts already, cut to its length, unpadded."""
+    encoded = retriever.model.tokenizer(
+        list(texts), truncation=True, max_length=retriever.model.max_seq_length, return_attention_mask=False
+    )
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
+def padded(ids: torch.Tensor, lengths: Sequence[int], pad_token_id: int) -> dict[str, Any]:
+    """The model's input for texts whose tokens stand one after another in `ids`, padded on the right."""
+    import torch
+
+    width = max(lengths)
+    real_NT = torch.arange(width, device=ids.device) < torch.tensor(lengths, device=ids.device)[:, None]
+    ids_NT = ids.new_full(real_NT.shape, pad_token_id)
+    ids_NT[real_NT] = ids
+    return {"input_ids": ids_NT, "attention_mask": real_NT.to(ids.dtype), "modality": "text"}
+
+
 def _normalizes(model: SentenceTransformer) -> bool:
     from sentence_transformers.sentence_transformer.modules import Normalize
 

@@ -20,6 +20,8 @@ from medley.pairs import TrainingPair
 from medley.pipeline.data import assemble_pairs
 from medley.pipeline.inputs import ALL, Inputs
 from medley.recipe import Expert, Recipe
+from medley.train.settings import TrainSettings
+from medley.train.stopping import Score
 
 PROMPT = "prompt.json"
 TRAINING = "training.json"
@@ -59,7 +61,8 @@ def build_pretrained(recipe: Recipe, inputs: Inputs, out: Path, _: Mapping[str, 
         seed=recipe.seed,
     )
     retriever = build_retriever(recipe.base, recipe.retriever)
-    training = train(retriever, pairs, settings.train, seed=recipe.seed, label="pretrain")
+    score = _dev_score(recipe, inputs, settings.train)
+    training = train(retriever, pairs, settings.train, seed=recipe.seed, label="pretrain", score=score)
     save_retriever(
         retriever,
         out / "model",
@@ -79,10 +82,13 @@ def build_prompt(
     method = expert.prompts or recipe.prompts.method
     seed_instruction = recipe.sources[expert.sources[0]].instruction or library()[0]
     dev = expert.dev or recipe.merge.dev
+    sizes = recipe.merge.search
     scores: list[float] = []
     if method == "library":
         retriever = _base_retriever(recipe, needs)
-        pools = [_pool(recipe, inputs, spec) for spec in dev]
+        pools = [
+            _pool(recipe, inputs, spec, passages=sizes.pool_size, queries=sizes.queries) for spec in dev
+        ]
         passages = [encode_passages(retriever, pool.passages) for pool in pools]
 
         def score(instruction: str) -> float:
@@ -104,22 +110,58 @@ def build_prompt(
     }
 
 
-def _pool(recipe: Recipe, inputs: Inputs, spec: str) -> Any:
-    """The sample of a dev collection on which instructions and candidates are scored, the same for both."""
+def _pool(recipe: Recipe, inputs: Inputs, spec: str, *, passages: int, queries: int) -> Any:
+    """The sample of a dev collection on which instructions, candidates and training steps are scored."""
     from medley.merge.pool import build_pool
 
-    search = recipe.merge.search
     return build_pool(
         inputs.collection(spec),
-        max_passages=search.pool_size,
-        max_queries=search.queries,
+        max_passages=passages,
+        max_queries=queries,
         seed=recipe.seed,
         instruction=recipe.instruction_for(spec),
     )
 
 
+def stopping_dev(recipe: Recipe, settings: TrainSettings, expert: Expert | None = None) -> list[str]:
+    """The dev collections that stop a training early; none where it is not to stop early.
+
+    An expert may have its own; what is trained on all the data, or before the experts, has the merge's.
+    """
+    stopping = settings.early_stopping
+    if stopping is None:
+        return []
+    own = expert.dev if expert is not None and stopping.dev == "own" else None
+    return own or recipe.merge.dev
+
+
+def _dev_score(
+    recipe: Recipe, inputs: Inputs, settings: TrainSettings, expert: Expert | None = None
+) -> Score | None:
+    """What a training asks for a retriever's score on dev; None where nothing stops it early."""
+    from medley.merge.pool import score_candidate
+
+    stopping = settings.early_stopping
+    if stopping is None:
+        return None
+    dev = stopping_dev(recipe, settings, expert)
+    pools = [
+        _pool(recipe, inputs, spec, passages=stopping.pool_size, queries=stopping.queries) for spec in dev
+    ]
+
+    def score(retriever: Retriever) -> Mapping[str, float]:
+        return score_candidate(retriever, pools).scores
+
+    return score
+
+
 def build_expert(
-    recipe: Recipe, name: str, experts: Mapping[str, Expert], out: Path, needs: Mapping[str, Path]
+    recipe: Recipe,
+    inputs: Inputs,
+    name: str,
+    experts: Mapping[str, Expert],
+    out: Path,
+    needs: Mapping[str, Path],
 ) -> dict[str, Any]:
     """Train one adapter on the pairs of one expert, or of all experts together for the all-data model."""
     from medley.expert import base_fingerprint, save_expert
@@ -134,7 +176,8 @@ def build_expert(
         pairs += own
     retriever = _base_retriever(recipe, needs, instruction_of(needs, name))
     identity = base_fingerprint(retriever)
-    training = train(retriever, pairs, recipe.train, seed=recipe.seed, label=f"train {name}")
+    score = _dev_score(recipe, inputs, recipe.train, experts.get(name))
+    training = train(retriever, pairs, recipe.train, seed=recipe.seed, label=f"train {name}", score=score)
     counts = {
         source: sum(pair.source == source for pair in pairs) for source in {pair.source for pair in pairs}
     }
@@ -152,7 +195,8 @@ def build_expert(
         },
     )
     write_json(out / TRAINING, report)
-    return {"pairs": training.pairs, "steps": training.steps, "final_loss": training.losses[-1]["loss"]}
+    summary = {"pairs": training.pairs, "steps": training.steps, "final_loss": training.losses[-1]["loss"]}
+    return summary if training.dev is None else summary | {"dev": asdict(training.dev.chosen)}
 
 
 def read_experts(recipe: Recipe, needs: Mapping[str, Path]) -> list[Any]:
@@ -182,7 +226,10 @@ def build_search(recipe: Recipe, inputs: Inputs, out: Path, needs: Mapping[str, 
     check_compatible(experts, base_identity=base_fingerprint(retriever))
     layout = _layout(recipe, retriever)
     settings = recipe.merge.search.model_copy(update={"seed": recipe.seed})
-    pools = [_pool(recipe, inputs, spec) for spec in recipe.merge.dev]
+    pools = [
+        _pool(recipe, inputs, spec, passages=settings.pool_size, queries=settings.queries)
+        for spec in recipe.merge.dev
+    ]
     results = {}
     with ConcatenatedAdapter(retriever, experts, layout=layout) as adapter:
 

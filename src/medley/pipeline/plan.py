@@ -39,6 +39,10 @@ WRITING_CODE = ("pipeline/writing.py", "synthesize", "llm", "overlap.py", "searc
 """What writes texts, and what looks at them while they are written."""
 
 
+SCORING_CODE = ("merge/pool.py", "search")
+"""What scores a model on dev while it trains."""
+
+
 def plan_steps(recipe: Recipe, folder: Path) -> list[Step]:
     """The steps of a run. Opens and validates every input, so wrong input is reported before anything is made.
 
@@ -46,7 +50,7 @@ def plan_steps(recipe: Recipe, folder: Path) -> list[Step]:
     """
     check_decoder(recipe.base)
     inputs = Inputs(keep_empty=recipe.empty_passages == "keep")
-    for spec in (*recipe.merge.dev, *recipe.evaluate.tasks):
+    for spec in held_out_of(recipe):
         inputs.collection(spec)
     steps = [
         *_data_steps(recipe, inputs),
@@ -72,9 +76,15 @@ def used_sources(recipe: Recipe) -> list[str]:
     return [name for name in recipe.sources if any(name in e.sources for e in recipe.experts.values())]
 
 
+def held_out_of(recipe: Recipe) -> list[str]:
+    """Every collection that decides or proves something, so whose queries must not be trained on."""
+    own = [spec for expert in recipe.experts.values() for spec in expert.dev or ()]
+    return list(dict.fromkeys((*recipe.merge.dev, *own, *recipe.evaluate.tasks)))
+
+
 def _data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
     steps = []
-    held_out = list(dict.fromkeys((*recipe.merge.dev, *recipe.evaluate.tasks)))
+    held_out = held_out_of(recipe)
     for name in used_sources(recipe):
         source = recipe.sources[name]
         if source.pairs is not None:
@@ -219,6 +229,7 @@ def _model_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
     base_need = _base_need(recipe)
     steps = []
     if recipe.pretrain is not None:
+        dev = models.stopping_dev(recipe, recipe.pretrain.train)
         steps.append(
             Step(
                 "pretrain",
@@ -227,10 +238,11 @@ def _model_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                     **base,
                     "pretrain": recipe.pretrain.model_dump(mode="json", exclude={"collections"}),
                     "corpora": inputs.collection_identities(recipe.pretrain.collections),
+                    "dev": inputs.collection_identities(dev),
                     "seed": recipe.seed,
                 },
                 partial(models.build_pretrained, recipe, inputs),
-                code=code_of("pipeline/models.py", "train"),
+                code=code_of("pipeline/models.py", "train", *(SCORING_CODE if dev else ())),
             )
         )
     for name, expert in {**recipe.experts, ALL: _all_data(recipe)}.items():
@@ -296,6 +308,7 @@ def _all_data(recipe: Recipe) -> Expert:
 
 
 def _train_step(recipe: Recipe, inputs: Inputs, name: str, experts: dict[str, Expert]) -> Step:
+    dev = models.stopping_dev(recipe, recipe.train, experts.get(name))
     needs = dict.fromkeys(
         need
         for member, expert in experts.items()
@@ -311,11 +324,13 @@ def _train_step(recipe: Recipe, inputs: Inputs, name: str, experts: dict[str, Ex
                 for member, expert in experts.items()
             },
             "train": recipe.train.model_dump(mode="json"),
+            "dev": inputs.collection_identities(dev),
+            "instructions": [recipe.instruction_for(spec) for spec in dev],
             "seed": recipe.seed,
         },
-        partial(models.build_expert, recipe, name, experts),
+        partial(models.build_expert, recipe, inputs, name, experts),
         needs=(*_base_need(recipe), *needs, *((f"prompts/{ALL}",) if name == ALL else ())),
-        code=code_of("pipeline/models.py", "train", "expert.py"),
+        code=code_of("pipeline/models.py", "train", "expert.py", *(SCORING_CODE if dev else ())),
         cost=cost.cost_of_training(
             recipe, inputs, list(dict.fromkeys(s for expert in experts.values() for s in expert.sources))
         ),

@@ -2,39 +2,57 @@
 
 loss_i = -log( exp(q_i . p_i / t) / sum over every positive p_j and negative n_j of the batch of exp(q_i . x / t) )
 
-InfoNCE over cosine similarities at temperature t, with in-batch negatives (STM section 2; sentence-transformers'
-MultipleNegativesRankingLoss, its gradient-cached form once a batch exceeds the mini-batch).
-`examples/train_loop.py` is the same in fifty lines without abstractions; a test compares the two.
+Which pairs meet is said in batches.py, who counts as a negative in collate.py, the loss in loss.py, how it fits into
+memory in gradient_cache.py, how training resumes in trainer.py. `examples/train_loop.py` is the same in fifty lines
+without abstractions; a test compares the two.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-import random
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medley.encoder import Retriever
-from medley.errors import PairsError
+from medley.errors import InputError, PairsError
+from medley.expert import check_mergeable
+from medley.lowrank import backbone
 from medley.pairs import TrainingPair
-from medley.progress import progress
+from medley.progress import progress, say
+from medley.train.batches import Batches, keys_of
+from medley.train.collate import Collator
+from medley.train.gradient_cache import GradientCache
+from medley.train.loss import InfoNCE
 from medley.train.settings import LoraSettings, TrainSettings
+from medley.train.stopping import DevCurve, DevWatch, Score, steps_between, watching
+from medley.train.trainer import build_trainer, last_checkpoint, saving_every, training_identity
 
 if TYPE_CHECKING:
-    import datasets
+    import torch
     from sentence_transformers import SentenceTransformer
+    from transformers import TrainerCallback
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a training run reports: pairs seen an epoch, steps made, the loss after each step, wall-clock time."""
+    """What a training run reports: pairs seen an epoch, steps made, the loss after each step, wall-clock time.
+
+    `dev` is the curve on dev, where training watched one. `tokens` counts those computed on since the start or the last
+    resume, each once a step and without padding; `padding` is the share of padding beside them.
+    """
 
     pairs: int
     steps: int
     seconds: float
     losses: list[dict[str, float]]
+    dev: DevCurve | None = None
+    tokens: int = 0
+    padding: float = 0.0
 
 
 def train(
@@ -44,77 +62,205 @@ def train(
     *,
     seed: int,
     label: str = "train",
+    score: Score | None = None,
+    checkpoints: Path | None = None,
 ) -> Training:
     """Train a retriever's model in place; with `settings.lora` only a new adapter named `default` changes.
 
-    Each pair is encoded under its own instruction (the retriever's where it has none). No batch holds a text
-    twice, so that no positive of one query stands as a negative of another with the same text.
-    Raises PairsError with fewer than two pairs: a contrast needs a second passage.
+    Each pair is encoded under its own instruction (the retriever's where it has none). A batch holds each text once.
+    With `checkpoints`, a folder, a training that was killed goes on from its last checkpoint there and ends with
+    the weights that it would have had; the caller removes the folder when what was trained is saved.
+    With `settings.early_stopping`, `score` is the retriever's nDCG@10 by dev collection, and the model ends with the
+    weights that dev liked best (see stopping.py).
+    Raises InputError where early stopping has nothing to score on, PairsError with fewer than two pairs: a
+    contrast needs a second passage.
     """
     import torch
-    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-    from transformers import TrainerCallback
+    from sentence_transformers import SentenceTransformerTrainingArguments
 
     if len(pairs) < 2:
         raise PairsError(
             f"{label}: {len(pairs)} training pair is not enough for a contrast; give at least two."
         )
+    if settings.early_stopping is not None and score is None:
+        raise InputError(
+            f"{label}: early stopping needs a dev collection to score; name one, or leave it out."
+        )
     torch.manual_seed(seed)
     model = retriever.model
     # the card is Medley's; a filled widget keeps the trainer from looking for examples in private training text
     model.model_card_data.widget = [{"source_sentence": ""}]
+    identity = training_identity(retriever.identity(), pairs, settings, seed=seed) if checkpoints else ""
     if settings.lora is not None:
         add_adapter(model, settings.lora)
-    batch_size = min(settings.batch_size, len(pairs))
-    steps = settings.max_steps or math.ceil(math.ceil(len(pairs) / batch_size) * settings.epochs)
+    steps, steps_per_epoch = steps_of(len(pairs), settings)
+    batches = loader(retriever, pairs, settings, steps=steps, seed=seed)
+    cache = gradient_cache(retriever, settings)
+    started = time.monotonic()
 
-    with tempfile.TemporaryDirectory() as scratch, progress(label, steps) as advance:
-
-        class Progress(TrainerCallback):
-            def on_step_end(self, *_: object, **__: object) -> None:
-                advance(1)
-
-        trainer = SentenceTransformerTrainer(
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        progress(label, steps) as advance,
+        computing(retriever, settings),
+    ):
+        folder = checkpoints or Path(scratch)
+        trainer = build_trainer(
             model=model,
             args=SentenceTransformerTrainingArguments(
-                output_dir=scratch,
-                per_device_train_batch_size=batch_size,
-                num_train_epochs=settings.epochs,
-                max_steps=settings.max_steps or -1,
+                output_dir=str(folder),
+                per_device_train_batch_size=min(settings.batch_size, len(pairs)),
+                max_steps=steps,
                 learning_rate=settings.learning_rate,
                 warmup_steps=round(settings.warmup * steps),
                 weight_decay=settings.weight_decay,
                 lr_scheduler_type="linear",
-                batch_sampler="no_duplicates",
                 seed=seed,
                 data_seed=seed,
                 logging_steps=1,
-                save_strategy="no",
+                save_strategy="steps" if checkpoints else "no",
+                save_steps=steps,
+                save_total_limit=2,
                 report_to="none",
                 disable_tqdm=True,
-                dataloader_pin_memory=torch.cuda.is_available(),
-                bf16=False,  # weights keep the dtype that they were loaded in; adapters train in float32
+                bf16=False,  # weights keep the dtype that they were loaded in; the cache knows what to compute in
             ),
-            train_dataset=training_dataset(retriever, pairs, negatives=settings.negatives, seed=seed),
-            loss=contrastive_loss(model, settings, batch_size),
-            callbacks=[Progress()],
+            batches=batches,
+            cache=cache,
+            identity=identity,
         )
-        trainer.remove_callback(_printer())
-        outcome = trainer.train()
+        trainer.add_callback(_advancing(advance))
+        watch = None
+        if settings.early_stopping is not None and score is not None:
+            watch = DevWatch(retriever, score, settings.early_stopping, folder=folder / "dev", label=label)
+            trainer.add_callback(watching(watch, steps_between(settings.early_stopping, steps_per_epoch)))
+        resumed = None
+        if checkpoints:
+            trainer.add_callback(saving_every(settings.checkpoint_minutes))
+            resumed = last_checkpoint(checkpoints, identity)
+            if resumed:
+                say(f"{label}: goes on from step {resumed.name.rpartition('-')[2]} of {steps}")
+        outcome = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        curve = watch.finish() if watch else None
     model.eval()
+    last_step = curve.last_step if curve else outcome.global_step
     losses = [
         {"step": entry["step"], "loss": entry["loss"]}
         for entry in trainer.state.log_history
-        if "loss" in entry
+        if "loss" in entry and entry["step"] <= last_step
     ]
-    return Training(len(pairs), outcome.global_step, round(outcome.metrics["train_runtime"], 3), losses)
+    seconds = round(time.monotonic() - started, 3)
+    return Training(
+        len(pairs), last_step, seconds, losses, curve, cache.counts.useful, round(cache.counts.padding, 4)
+    )
 
 
-def _printer() -> type:
-    """The callback with which transformers prints each log entry to standard output, which is for results."""
-    from transformers import PrinterCallback
+def steps_of(pairs: int, settings: TrainSettings) -> tuple[int, int]:
+    """How many steps a training makes, and how many see every pair once."""
+    per_epoch = math.ceil(pairs / min(settings.batch_size, pairs))
+    return settings.max_steps or math.ceil(per_epoch * settings.epochs), per_epoch
 
-    return PrinterCallback
+
+def loader(
+    retriever: Retriever, pairs: Sequence[TrainingPair], settings: TrainSettings, *, steps: int, seed: int
+) -> torch.utils.data.DataLoader[Any]:
+    """The batches of a training as tensors, in every process its share of the texts.
+
+    Raises PairsError where there is nothing to tell apart: one positive and no negatives.
+    """
+    import torch
+    import torch.distributed as dist
+
+    keys = keys_of(pairs)
+    one_positive = len(set(keys.positive_N.tolist())) == 1
+    if one_positive and not (settings.negatives and any(pair.negatives for pair in pairs)):
+        raise PairsError(
+            "every pair has the same positive; a contrast needs at least two different passages."
+        )
+    several = dist.is_available() and dist.is_initialized()
+    return torch.utils.data.DataLoader(
+        _Rows(len(pairs)),
+        batch_sampler=Batches(
+            keys,
+            batch_size=min(settings.batch_size, len(pairs)),
+            steps=steps,
+            seed=seed,
+            mode=settings.batches,
+            temperature=settings.source_temperature,
+        ),
+        collate_fn=Collator(
+            retriever,
+            pairs,
+            settings,
+            keys,
+            rank=dist.get_rank() if several else 0,
+            world=dist.get_world_size() if several else 1,
+        ),
+    )
+
+
+class _Rows:
+    """Row numbers as the data set that a loader wants."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, row: int) -> dict[str, int]:
+        return {"row": row}
+
+
+def gradient_cache(retriever: Retriever, settings: TrainSettings) -> GradientCache:
+    """The loss of a training, with the memory that its settings allow."""
+    rules = settings.false_negatives
+    return GradientCache(
+        InfoNCE(settings.temperature, settings.hard_negatives, rules.margin, settings.matryoshka),
+        pad_token_id=retriever.model.tokenizer.pad_token_id,
+        max_tokens=settings.mini_batch_size * int(retriever.model.max_seq_length or 512),
+        keep_bytes=allowed_bytes(settings.activation_memory_gb, retriever.model.device),
+        bf16=settings.bf16,
+    )
+
+
+def allowed_bytes(activation_memory_gb: float | None, device: torch.device) -> int:
+    """Bytes of activations that may be kept: what the settings say, or half of a GPU's free memory, a quarter of a
+    CPU's."""
+    import torch
+
+    if activation_memory_gb is not None:
+        return int(activation_memory_gb * 1e9)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
+    import psutil
+
+    return int(psutil.virtual_memory().available) // 4
+
+
+@contextlib.contextmanager
+def computing(retriever: Retriever, settings: TrainSettings) -> Iterator[None]:
+    """Gradient checkpointing while a model trains, where the settings want it."""
+    decoder = backbone(retriever)
+    if settings.gradient_checkpointing:
+        decoder.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        if settings.gradient_checkpointing:
+            decoder.gradient_checkpointing_disable()
+
+
+def _advancing(advance: Callable[[int], None]) -> TrainerCallback:
+    from transformers import TrainerCallback
+
+    class Advancing(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            advance(state.global_step)
+
+        def on_step_end(self, *_: object, **__: object) -> None:
+            advance(1)
+
+    return Advancing()
 
 
 def add_adapter(model: SentenceTransformer, lora: LoraSettings) -> None:
@@ -124,61 +270,18 @@ def add_adapter(model: SentenceTransformer, lora: LoraSettings) -> None:
     """
     from peft import LoraConfig
 
-    config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, bias="none"
-    )  # fmt: skip
+    given = {
+        "r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": lora.targets,
+        "bias": "none",
+    }  # fmt: skip
+    try:
+        config = LoraConfig(**(given | lora.options))
+    except (TypeError, ValueError) as problem:
+        raise InputError(
+            f"train.lora.options: PEFT's LoraConfig refuses them ({problem}); see its documentation."
+        ) from problem
+    check_mergeable(config.to_dict(), "train.lora.options")
     model.add_adapter(config)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()
-
-
-def training_dataset(
-    retriever: Retriever, pairs: Sequence[TrainingPair], *, negatives: int, seed: int
-) -> datasets.Dataset:
-    """The texts as the model will read them, prompts included, one column each for query, positive, negatives.
-
-    Every row brings the same number of negatives: a pair with more gives the first ones, one with fewer repeats
-    its own, one with none takes another pair's positive.
-    """
-    import datasets
-
-    draw = random.Random(seed)
-    document_prompt = retriever.document_prompt
-    positives = [pair.positive for pair in pairs]
-    columns: dict[str, list[str]] = {
-        "query": [retriever.query_prompt(pair.instruction or None) + pair.query for pair in pairs],
-        "positive": [document_prompt + text for text in positives],
-    }
-    for index in range(negatives):
-        columns[f"negative_{index + 1}"] = [
-            document_prompt
-            + (
-                pair.negatives[index % len(pair.negatives)]
-                if pair.negatives
-                else _other_positive(positives, pair, draw)
-            )
-            for pair in pairs
-        ]
-    return datasets.Dataset.from_dict(columns)
-
-
-def _other_positive(positives: Sequence[str], pair: TrainingPair, draw: random.Random) -> str:
-    start = draw.randrange(len(positives))
-    for offset in range(len(positives)):
-        text = positives[(start + offset) % len(positives)]
-        if text != pair.positive:
-            return text
-    raise PairsError("every pair has the same positive; a contrast needs at least two different passages.")
-
-
-def contrastive_loss(model: SentenceTransformer, settings: TrainSettings, batch_size: int) -> Any:
-    """The loss; gradient-cached where the batch is larger than what fits in memory at a time (same value)."""
-    from sentence_transformers.sentence_transformer import losses
-
-    scale = 1 / settings.temperature
-    if batch_size <= settings.mini_batch_size:
-        return losses.MultipleNegativesRankingLoss(model, scale=scale)
-    return losses.CachedMultipleNegativesRankingLoss(
-        model, scale=scale, mini_batch_size=settings.mini_batch_size
-    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class LoraSettings(BaseModel):
@@ -14,6 +16,51 @@ class LoraSettings(BaseModel):
     alpha: int = Field(32, ge=1, description="the update is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout before the update")
     targets: str | list[str] = Field("all-linear", description="PEFT target modules")
+    options: dict[str, Any] = Field(
+        {}, description="further options of PEFT's LoraConfig, such as {use_rslora: true}"
+    )
+
+
+class FalseNegatives(BaseModel):
+    """Which passages of a batch do not count as negatives of a query; the query's positive always counts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    known: bool = Field(
+        True,
+        description="passages equal, but for case and punctuation, to a positive that the query has in any row",
+    )
+    near: float | None = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="passages whose word shingles overlap with the positive's so much (Jaccard); own negatives stay",
+    )
+    margin: float | None = Field(
+        None,
+        ge=0,
+        description="passages that the model now scores above the positive by more than this; own negatives stay",
+    )
+
+
+class EarlyStopping(BaseModel):
+    """Scoring on dev while a model trains; the best step is kept, the untouched base (step 0) among them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dev: Literal["own", "all"] = Field(
+        "own",
+        description="`own`: an expert's `dev` where it has one, else merge.dev; `all`: merge.dev",
+    )
+    every_epochs: float = Field(0.25, gt=0, description="epochs between two scores")
+    every_steps: int | None = Field(None, ge=1, description="steps between two scores, instead")
+    patience: int = Field(3, ge=1, description="scores in a row without a gain after which training stops")
+    scales: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.25, 0.5, 0.75),
+        description="parts of the best and of the last update that are scored too, at the end; [] for none",
+    )
+    pool_size: int = Field(500, ge=10, description="passages of each dev collection, at most")
+    queries: int = Field(100, ge=1, description="queries of each dev collection, at most")
 
 
 class TrainSettings(BaseModel):
@@ -25,14 +72,50 @@ class TrainSettings(BaseModel):
     learning_rate: float = Field(5e-5, gt=0, description="peak of the linear schedule")
     batch_size: int = Field(256, ge=2, description="pairs a step; each is a negative for the others")
     mini_batch_size: int = Field(
-        32, ge=1, description="texts in memory at a time; changes memory, not the loss"
+        32,
+        ge=1,
+        description="texts of full length (retriever.max_length) in memory at a time, or as many tokens of shorter "
+        "ones; changes memory and time, not the loss",
+    )
+    activation_memory_gb: float | None = Field(
+        None,
+        ge=0,
+        description="activations kept rather than computed twice; null: half of what is free on the device, a quarter "
+        "on a CPU. Changes memory and time, not the loss",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again layer by layer; for texts that do not fit one by one"
+    )
+    bf16: bool = Field(
+        False, description="compute in bfloat16 also where weights (an adapter's, or all) are float32"
     )
     epochs: float = Field(1.0, gt=0, description="passes over the pairs")
     max_steps: int | None = Field(None, ge=1, description="stop after so many steps, whatever the epochs")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises")
     temperature: float = Field(0.02, gt=0, description="of the softmax over cosine similarities")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
-    negatives: int = Field(1, ge=0, description="explicit negatives a pair brings into its batch")
+    negatives: int = Field(1, ge=0, description="explicit negatives a pair brings into its batch, at most")
+    hard_negatives: Literal["all", "own"] = Field(
+        "all", description="whether a query is compared with all explicit negatives of the batch or with its own"
+    )
+    false_negatives: FalseNegatives = Field(
+        FalseNegatives(), description="passages of the batch that do not count as negatives"
+    )
+    batches: Literal["mixed", "one_source"] = Field(
+        "mixed", description="whether sources meet in a batch or each batch holds pairs of one"
+    )
+    source_temperature: float = Field(
+        1.0, gt=0, description="a source of n pairs is drawn with weight n^(1/T): above 1 small ones gain"
+    )
+    matryoshka: tuple[Annotated[int, Field(gt=0)], ...] = Field(
+        (), description="sizes to which vectors can be cut later; each is trained beside the full size"
+    )
+    checkpoint_minutes: float = Field(
+        10.0, ge=0, description="time between two checkpoints from which a killed training resumes"
+    )
+    early_stopping: EarlyStopping | None = Field(
+        None, description="stop where dev gains no more and keep the best step; null trains to the end"
+    )
 
 
 class PretrainSettings(BaseModel):
@@ -40,10 +123,23 @@ class PretrainSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    collections: list[str] = Field(min_length=1, description="whose corpora are read; queries are not")
-    titles: bool = Field(True, description="title -> text pairs, where a passage has a title")
-    spans: bool = Field(True, description="pairs of two adjacent spans of one passage")
-    max_pairs: int = Field(100_000, ge=2, description="at most so many pairs, drawn at random")
+    collections: list[str] = Field([], description="whose corpora are read; queries are not")
+    documents: list[str] = Field(
+        [], description="files or folders of raw text: .jsonl, .jsonl.gz, .parquet, .txt, .md"
+    )
+    titles: bool = Field(True, description="title -> text pairs, where a document has a title")
+    sections: bool = Field(True, description="heading -> section pairs, where a document has headings")
+    spans: bool = Field(True, description="pairs of two spans of one document that do not overlap")
+    span_characters: int = Field(800, ge=40, description="characters of a span, at most")
+    max_pairs: int | None = Field(
+        100_000, ge=2, description="at most so many pairs, drawn at random; null for all"
+    )
     train: TrainSettings = Field(
         TrainSettings(lora=None, learning_rate=1e-4, negatives=0), description="as in the recipe's `train`"
     )
+
+    @model_validator(mode="after")
+    def _reads_something(self) -> PretrainSettings:
+        if not self.collections and not self.documents:
+            raise ValueError("name `collections` or `documents` to read")
+        return self

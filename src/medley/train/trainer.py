@@ -1,0 +1,131 @@
+"""sentence-transformers' trainer with batches of our own and checkpoints that resume to the bit.
+
+A checkpoint holds what training changes (the adapter, or all weights) in the dtype it has, optimiser, schedule, random
+states and step; the batches of a step follow from the seed. It is finished when `finished.json` stands in it, which
+is written last and says what was being trained: one that a killed process left half-written, or one of other
+data or settings, is never resumed from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medley.errors import ModelError
+from medley.files import read_json, write_json
+from medley.fingerprint import fingerprint
+from medley.pairs import TrainingPair
+from medley.train.gradient_cache import GradientCache
+from medley.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import TrainerCallback
+
+FINISHED = "finished.json"
+WEIGHTS = "trained.safetensors"
+COSTS_NOTHING = {"mini_batch_size", "activation_memory_gb", "checkpoint_minutes"}
+"""Settings that may change between a kill and the resume: they change memory and time, not the training."""
+
+
+def training_identity(base: str, pairs: Sequence[TrainingPair], settings: TrainSettings, *, seed: int) -> str:
+    """Fingerprint of everything that decides a training's result; `base` is the retriever's identity."""
+    from medley.fingerprint import fingerprint_texts
+
+    texts = fingerprint_texts(
+        text
+        for pair in pairs
+        for text in (pair.query, pair.positive, pair.instruction, pair.source, *pair.negatives, "")
+    )
+    return fingerprint([base, texts, settings.model_dump(mode="json", exclude=COSTS_NOTHING), seed])
+
+
+def last_checkpoint(folder: Path, identity: str) -> Path | None:
+    """The latest finished checkpoint of this very training; None where there is none."""
+    found = [
+        path.parent
+        for path in folder.glob(f"checkpoint-*/{FINISHED}")
+        if read_json(path, ModelError)["identity"] == identity
+    ]
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def build_trainer(
+    *, model: Any, args: Any, batches: torch.utils.data.DataLoader[Any], cache: GradientCache, identity: str
+) -> Any:
+    """The trainer; `batches` yields what the collator makes, `cache` is the loss.
+
+    Every process goes through all batches; the collator has dealt out their texts.
+    """
+    import datasets
+    import torch
+    from sentence_transformers import SentenceTransformerTrainer
+    from transformers import PrinterCallback
+
+    class Loss(torch.nn.Module):
+        """What the trainer calls, and where it puts the wrapped model."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, features: list[dict[str, torch.Tensor]], _: object = None) -> torch.Tensor:
+            return cache(self.model, features[0])
+
+    class Trainer(SentenceTransformerTrainer):  # type: ignore[misc, unused-ignore]
+        def get_train_dataloader(self) -> Any:
+            return batches
+
+        def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+            from safetensors.torch import save_file
+
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({n: p.detach().cpu().contiguous() for n, p in _trained(model)}, folder / WEIGHTS)
+
+        def _load_from_checkpoint(self, checkpoint_path: str) -> None:
+            from safetensors.torch import load_file
+
+            weights = load_file(Path(checkpoint_path) / WEIGHTS)
+            with torch.no_grad():
+                for name, parameter in _trained(model):
+                    parameter.copy_(weights[name])
+
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+                write_json(folder / FINISHED, {"identity": identity, "step": self.state.global_step})
+
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=datasets.Dataset.from_dict({"row": [0]}),  # the batches know the rows
+        data_collator=batches.collate_fn,
+        loss=Loss(),
+    )
+    trainer.remove_callback(PrinterCallback)  # prints to standard output, which is for results
+    return trainer
+
+
+def _trained(model: Any) -> list[tuple[str, Any]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def saving_every(minutes: float) -> TrainerCallback:
+    """A callback that asks for a checkpoint when so much time has gone by since the last."""
+    from transformers import TrainerCallback
+
+    class Saving(TrainerCallback):
+        def __init__(self) -> None:
+            self._last = time.monotonic()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if time.monotonic() - self._last >= 60 * minutes:
+                self._last = time.monotonic()
+                control.should_save = True
+
+    return Saving()

@@ -1,0 +1,181 @@
+"""Early stopping: what dev likes best is kept, to the bit, whether training was interrupted or not."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from medley.encoder import RetrieverSettings, build_retriever
+from medley.errors import InputError, ModelError
+from medley.expert import read_expert
+from medley.pairs import TrainingPair
+from medley.train.contrastive import train
+from medley.train.settings import EarlyStopping, LoraSettings, TrainSettings
+from medley.train.stopping import DevWatch, shrink, trainable_parameters, trainable_weights
+from small import medley, write_collection, write_recipe
+
+PAIRS = [
+    TrainingPair(f"query about fox {i}", f"the fox number {i} jumps", (f"the dog number {i} sleeps",))
+    for i in range(8)
+]
+
+
+def opened(folder, **changes):
+    settings = RetrieverSettings(dtype="float32", max_length=48)
+    return build_retriever(str(folder), settings.model_copy(update=changes), instruction="Find", device="cpu")
+
+
+def stopping(**changes) -> EarlyStopping:
+    return EarlyStopping(**({"every_steps": 1, "patience": 2, "scales": ()} | changes))
+
+
+def fast(**changes) -> TrainSettings:
+    given = {"lora": LoraSettings(rank=4, alpha=8), "learning_rate": 1e-2, "batch_size": 8, "warmup": 0.0,
+             "epochs": 6, "early_stopping": stopping()}  # fmt: skip
+    return TrainSettings(**(given | changes))
+
+
+class Scores:
+    """A score function that gives the next of a list of scores, and remembers the weights it was asked about."""
+
+    def __init__(self, *scores: float) -> None:
+        self.scores = list(scores)
+        self.weights: list[dict[str, torch.Tensor]] = []
+
+    def __call__(self, retriever):
+        self.weights.append(trainable_weights(retriever))
+        return {
+            "one": self.scores[len(self.weights) - 1] + 0.1,
+            "two": self.scores[len(self.weights) - 1] - 0.1,
+        }
+
+
+def same(first, second) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_best_step_is_kept_and_training_stops_when_patience_is_out(tiny_model_folder):
+    model, scores = opened(tiny_model_folder), Scores(0.3, 0.5, 0.4, 0.5, 0.9)
+    report = train(model, PAIRS, fast(), seed=3, score=scores)
+    assert [(p.step, pytest.approx(p.score)) for p in report.dev.points] == [
+        (0, 0.3),
+        (1, 0.5),
+        (2, 0.4),
+        (3, 0.5),
+    ]
+    assert report.dev.chosen.step == 1 and report.dev.stopped_early, "of equal scores the earlier one"
+    assert report.steps == 3 == len(report.losses)
+    assert same(trainable_weights(model), scores.weights[1])
+    assert report.dev.points[0].scores == {"one": pytest.approx(0.4), "two": pytest.approx(0.2)}
+
+
+def test_an_expert_that_gains_nothing_stays_the_base_to_the_bit(tiny_model_folder, capsys):
+    model = opened(tiny_model_folder)
+    before = model.model.encode(["the fox"])
+    report = train(model, PAIRS, fast(), seed=3, score=Scores(0.5, 0.4, 0.3))
+    assert report.dev.chosen.step == 0
+    assert (model.model.encode(["the fox"]) == before).all()
+    assert "it stays the base" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lora", [LoraSettings(rank=4, alpha=8), None])
+def test_scoring_does_not_change_the_training(tiny_model_folder, lora):
+    plain = opened(tiny_model_folder)
+    without = train(plain, PAIRS, fast(early_stopping=None, lora=lora, batch_size=4), seed=3)
+    watched = opened(tiny_model_folder)
+
+    def rising(retriever):
+        retriever.model.encode(["the fox", "the dog"])
+        rising.score += 0.01
+        return {"dev": rising.score}
+
+    rising.score = 0.0
+    report = train(watched, PAIRS, fast(lora=lora, batch_size=4), seed=3, score=rising)
+    assert report.losses == without.losses and not report.dev.stopped_early
+    assert same(trainable_weights(watched), trainable_weights(plain))
+
+
+def test_shrunken_updates_are_scored_and_the_smallest_of_equals_is_kept(tiny_model_folder):
+    model = opened(tiny_model_folder)
+    before = {name: p.clone() for name, p in model.model[0].model.named_parameters()}
+    settings = fast(epochs=2, early_stopping=stopping(scales=(0.5, 0.25)))
+    scores = Scores(0.1, 0.3, 0.2, 0.2, 0.4, 0.4, 0.3)  # steps 0, 1, 2; step 1 at .25, .5; step 2 at .25, .5
+    report = train(model, PAIRS, settings, seed=3, score=scores)
+    assert [(p.step, p.scale) for p in report.dev.shrunken] == [(1, 0.25), (1, 0.5), (2, 0.25), (2, 0.5)]
+    assert (report.dev.chosen.step, report.dev.chosen.scale) == (1, 0.5)
+    full, half = scores.weights[1], trainable_weights(model)
+    for name in full:
+        if "lora_B" in name:
+            delta = full[name] @ full[name.replace("lora_B", "lora_A")]
+            shrunken = half[name] @ half[name.replace("lora_B", "lora_A")]
+            assert torch.equal(shrunken, delta / 2) and delta.abs().max() > 0
+    after = {n.replace(".base_layer", ""): p for n, p in model.model[0].model.named_parameters()}
+    assert all(torch.equal(after[name], weights) for name, weights in before.items())
+
+
+def test_full_weights_shrink_toward_the_base():
+    start, trained = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, -2.0])}
+    assert shrink(start, trained, 0.25)["w"].tolist() == [1.5, 1.0]
+
+
+def test_a_resumed_training_forgets_what_lies_behind_its_checkpoint(tiny_model_folder, tmp_path):
+    model, scores = opened(tiny_model_folder), Scores(0.3, 0.5, 0.4)
+    watch = DevWatch(model, scores, stopping(), folder=tmp_path / "dev", label="train")
+    watch.begin(0)
+    watch.look(1)
+    watch.look(2)
+    for parameter in trainable_parameters(model).values():
+        parameter.data.zero_()
+    again = DevWatch(model, Scores(0.2, 0.1), stopping(), folder=tmp_path / "dev", label="train")
+    again.begin(1)
+    assert again.points == watch.points[:2]
+    again.look(2)
+    again.look(3)
+    assert again.exhausted
+    again.prune()
+    assert sorted(path.name for path in (tmp_path / "dev").glob("step-*")) == [
+        "step-0.safetensors", "step-1.safetensors", "step-3.safetensors",
+    ]  # fmt: skip
+    assert again.finish().chosen.step == 1
+    assert same(trainable_weights(model), scores.weights[1])
+
+
+def test_scores_that_cannot_be_had_are_told_in_one_sentence(tiny_model_folder):
+    def diverged(retriever):
+        raise ModelError("dev: vectors are not finite")
+
+    with pytest.raises(ModelError, match="after 0 steps dev cannot be scored"):
+        train(opened(tiny_model_folder), PAIRS, fast(), seed=3, score=diverged)
+    with pytest.raises(InputError, match="needs a dev collection"):
+        train(opened(tiny_model_folder), PAIRS, fast(), seed=3)
+
+
+def test_a_run_stops_each_expert_on_its_own_dev(tiny_model_folder, tmp_path):
+    data = write_collection(tmp_path / "data")
+    given = {"every_steps": 1, "patience": 1, "scales": [0.5]}
+    recipe = write_recipe(
+        tmp_path / "r.yaml", tiny_model_folder, data,
+        **{"train.early_stopping": given, "experts.a.dev": [f"{data}:train_b"], "train.epochs": 4},
+    )  # fmt: skip
+    assert medley("run", recipe, "--out", tmp_path / "refused").code == 2, "train_b is b's training data"
+    recipe = write_recipe(
+        tmp_path / "r.yaml", tiny_model_folder, data,
+        **{"train.early_stopping": given, "experts.a.dev": [f"{data}:dev", f"{data}:dev"], "train.epochs": 4},
+    )  # fmt: skip
+    done = medley("run", recipe, "--out", tmp_path / "run", "--until", "train")
+    assert done.code == 0, done.err
+    training = json.loads((tmp_path / "run/stages/train/a/training.json").read_text())
+    curve = training["dev"]
+    assert [point["step"] for point in curve["points"]] == list(range(training["steps"] + 1))
+    best = max(point["score"] for point in curve["points"] + curve["shrunken"])
+    assert curve["chosen"]["score"] == best >= curve["points"][0]["score"]
+    assert 0 < best <= 1 and set(curve["chosen"]["scores"]) == {"data:dev"}
+    expert = read_expert(tmp_path / "run/stages/train/a/adapter")
+    if curve["chosen"]["step"] == 0:
+        assert all(not layer.up.any() for layer in expert.layers.values())
+    summary = json.loads((tmp_path / "run/manifest.json").read_text())["stages"]["train"]["a"]["summary"]
+    assert summary["dev"] == curve["chosen"]
+    assert np.isfinite(training["losses"][-1]["loss"])
