@@ -86,9 +86,7 @@ def build_prompt(
     scores: list[float] = []
     if method == "library":
         retriever = _base_retriever(recipe, needs)
-        pools = [
-            _pool(recipe, inputs, spec, passages=sizes.pool_size, queries=sizes.queries) for spec in dev
-        ]
+        pools = [_pool(recipe, inputs, spec, passages=sizes.pool_size, queries=sizes.queries) for spec in dev]
         passages = [encode_passages(retriever, pool.passages) for pool in pools]
 
         def score(instruction: str) -> float:

@@ -46,8 +46,8 @@ class Nearest:
     query for which fewer were found.
     """
 
-    positions_QK: np.ndarray  # noqa: N815
-    scores_QK: np.ndarray  # noqa: N815
+    positions_QK: np.ndarray
+    scores_QK: np.ndarray
 
 
 def nearest(

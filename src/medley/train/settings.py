@@ -96,7 +96,8 @@ class TrainSettings(BaseModel):
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     negatives: int = Field(1, ge=0, description="explicit negatives a pair brings into its batch, at most")
     hard_negatives: Literal["all", "own"] = Field(
-        "all", description="whether a query is compared with all explicit negatives of the batch or with its own"
+        "all",
+        description="whether a query is compared with all explicit negatives of the batch or with its own",
     )
     false_negatives: FalseNegatives = Field(
         FalseNegatives(), description="passages of the batch that do not count as negatives"
