@@ -63,10 +63,13 @@ def merge_weights(
         for name, tensor in base_tensors(retriever).items():
             base = tensor.detach().float().cpu()
             versions = [reader.tensor(name, base) for reader in readers]
+            segment = layout.segment(name)
             if layout.keeps(name):
                 merged = base if layout.kept_from is None else versions[layout.kept_from]
+            elif segment is None:
+                merged = base
             else:
-                weights_K = weights_KS[:, layout.segment(name)]
+                weights_K = weights_KS[:, segment]
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(_tensor_seed(parameters.seed, name))
                     merged = _merge_tensor(kernel, base, versions, weights_K, parameters, name)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from medley.encoder import RetrieverSettings
 from medley.errors import RecipeError
-from medley.merge.coefficients import Segments, Weight
+from medley.merge.coefficients import Kind, Segments, Weight
 
 METHODS = (
     "linear", "task_arithmetic", "ties", "dare_ties", "dare_linear", "della", "della_linear", "breadcrumbs",
@@ -117,9 +117,13 @@ class MergeFile(BaseModel):
     experts: dict[str, str] = Field(min_length=1, description="path of each expert by name")
     method: str = Field("linear", description="any method mergekit names")
     weights: dict[str, Weight] = Field(
-        default_factory=dict, description="by expert; a list has one per segment"
+        default_factory=dict,
+        description="by expert: a number, or a list with one per segment, or either by kind of tensor",
     )
     segments: Segments = Field(1, description="parts in depth: a number, cut points in layers, or `layers`")
+    kinds: tuple[Kind, ...] = Field(
+        (), description="kinds of tensors with weights of their own; `other` is all that are not named"
+    )
     parameters: MergeParameters = Field(default_factory=MergeParameters)  # type: ignore[arg-type]
     keep: KeepSettings | None = Field(None, description="what is taken unmerged")
     output: Literal["weights", "adapter"] = Field(
