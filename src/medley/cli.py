@@ -250,7 +250,7 @@ def search_merge(
     from medley.errors import RecipeError
     from medley.merge import model as merging
     from medley.merge.pool import build_pool
-    from medley.merge.search import write_search
+    from medley.merge.outcome import write_search
     from medley.merge.settings import read_merge_file
 
     settings = read_merge_file(merge_file)

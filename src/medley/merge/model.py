@@ -27,8 +27,12 @@ from medley.merge.concatenated import ConcatenatedAdapter, dense_merge, merge_ad
 from medley.merge.export import GateReport, Probe, ProbeVectors, encode_probe, export, model_card
 from medley.merge.methods import is_linear_in_deltas, merge_weights
 from medley.merge.pool import DevPool, PoolVectors, embed_pool
-from medley.merge.search import Embed, SearchResult, SearchSpace, search
+from medley.merge.learned import Learnable
+from medley.merge.outcome import SearchResult
+from medley.merge.search import search, store_folder
 from medley.merge.settings import MergeFile, MergeParameters
+from medley.merge.space import SearchSpace
+from medley.merge.trials import Embed
 
 
 @dataclass(frozen=True)
@@ -194,16 +198,24 @@ def _weights(merge: Merge) -> np.ndarray:
     return np.ones((len(file.experts), merge.layout.segment_count))
 
 
-def search_merge(file: MergeFile, pools: Sequence[DevPool], *, device: str | None = None) -> SearchResult:
+def search_merge(
+    file: MergeFile, pools: Sequence[DevPool], *, device: str | None = None, unfinished: Path | None = None
+) -> SearchResult:
     """What `medley search-merge` does: score candidates on the pools in memory.
 
-    The pools come from pool.build_pool on the collections of `file.search.dev`.
+    The pools come from pool.build_pool on the collections of `file.search.dev`. The folder `unfinished` keeps
+    encodings, so that a search that was killed goes on where it was.
     """
     merge = open_merge(file, device=device)
     space = merge.space()
     assert file.search is not None  # space() raised otherwise
+    store = None
+    if unfinished is not None:
+        made_of = {**provenance(merge), "weights": None}
+        store = store_folder(unfinished, pools, space, model=merge.base.identity(), made_of=made_of)
+    learnable = Learnable(merge.base, merge.experts, merge.layout) if merge.is_adapter else None
     with embedding(merge, pools) as embed:
-        return search(embed, pools, space, file.search)
+        return search(embed, pools, space, file.search, store=store, learnable=learnable)
 
 
 @contextmanager

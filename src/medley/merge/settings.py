@@ -54,11 +54,14 @@ class MergeParameters(BaseModel):
     tol: float | None = Field(None, description="Karcher mean: tolerance")
     r: float | None = Field(None, description="RAM+ rescaling strength")
     alpha: float | None = Field(None, description="RAM+ rescaling cap")
+    from_base: bool = Field(
+        True, description="multi-SLERP and NuSLERP: merge updates of the base rather than whole weights"
+    )
     seed: int = Field(13, description="for methods that draw at random (DARE, DELLA)")
 
     def given(self) -> dict[str, Any]:
         """The parameters that were given, by mergekit's names."""
-        return self.model_dump(by_alias=True, exclude_none=True, exclude={"seed"})
+        return self.model_dump(by_alias=True, exclude_none=True, exclude={"seed", "from_base"})
 
     def in_order(self, names: list[str]) -> MergeParameters:
         """The same with each mapping by expert turned into a tuple in the experts' order."""
@@ -90,18 +93,48 @@ class SearchSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    strategy: Literal["surrogate", "random", "grid"] = Field(
+    strategy: Literal["surrogate", "random", "grid", "tpe", "cmaes", "learned"] = Field(
         "surrogate",
-        description="surrogate: score the grid on interpolated vectors, verify the best; or sample; or all",
+        description="surrogate: score the grid on interpolated vectors, verify the best; grid: all; random, tpe, "
+        "cmaes: sample; learned: by gradient",
     )
     encodings: int = Field(12, ge=1, description="how often the dev pool may be encoded")
     grid: tuple[float, ...] = Field(
         (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), min_length=2, description="values of each weight"
     )
     dev: tuple[str, ...] = Field((), description="collections that candidates are scored on")
+    objective: Literal["mean", "worst"] = Field(
+        "mean", description="what the dev collections' scores make: their mean by weight, or the lowest"
+    )
+    weights: dict[str, float] = Field(
+        default_factory=dict, description="of dev collections in the mean, where not 1"
+    )
+    general: tuple[str, ...] = Field(
+        (), description="dev collections that are not of the domain, for the Pareto front of domain against general"
+    )
+    confirm: float = Field(
+        0.0, ge=0, lt=1, description="share of the dev queries held out from the search to choose among its best"
+    )
     choose: Literal["best", "simplest"] = Field(
         "best",
-        description="best: the highest dev score; simplest: the most uniform within one standard error of it",
+        description="best: the highest dev score; simplest: the simplest (uniform, fewer experts) within one "
+        "standard error of it",
+    )
+    patience: int = Field(
+        6, ge=1, description="surrogate: encodings without a gain after which it stops before the budget"
+    )
+    continuous: bool = Field(
+        True, description="tpe and cmaes: draw between the smallest and largest value of the grid, not from the grid"
+    )
+    penalty: float = Field(
+        0.1, ge=0, description="learned: of the weights' variance around their mean, added to the loss"
+    )
+    storage: str | None = Field(
+        None,
+        description="tpe and cmaes: a journal file, or a database URL, that several processes or machines share",
+    )
+    rankers: tuple[Literal["bm25", "base", "experts"], ...] = Field(
+        ("bm25",), description="who says which passages of a large corpus are hard enough for the pool"
     )
     pool_size: int = Field(2000, ge=10, description="passages of a dev collection that are encoded")
     queries: int = Field(200, ge=1, description="queries of a dev collection that are encoded, at most")

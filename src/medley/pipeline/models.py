@@ -175,7 +175,8 @@ def build_search(recipe: Recipe, inputs: Inputs, out: Path, needs: Mapping[str, 
     from medley.expert import base_fingerprint, check_compatible
     from medley.merge.concatenated import ConcatenatedAdapter
     from medley.merge.pool import PoolVectors, embed_pool
-    from medley.merge.search import SearchSpace, search
+    from medley.merge.search import search
+    from medley.merge.space import SearchSpace
 
     experts = read_experts(recipe, needs)
     retriever = _base_retriever(recipe, needs, instruction_of(needs, ALL))
