@@ -92,7 +92,9 @@ def world(recipe: Recipe, arguments: argparse.Namespace, seed: int) -> Iterator[
             return [embed_pool(retriever, pool) for pool in pools]
 
         cache = arguments.cache / str(seed) if arguments.cache else None
-        yield World(tuple(e.name for e in experts), pools, encode if cache is None else cached(encode, pools, cache))
+        yield World(
+            tuple(e.name for e in experts), pools, encode if cache is None else cached(encode, pools, cache)
+        )
 
 
 def cached(
@@ -124,7 +126,9 @@ def surrogate(arguments: argparse.Namespace) -> None:
         with world(recipe, arguments, seed) as here:
             space = SearchSpace(here.names, GRID, method="task_arithmetic")
             exhaustive = exhaustive_scores(here, space)
-            drawn = np.random.default_rng(1000 + seed).uniform(min(GRID), max(GRID), (RANDOM, len(here.names)))
+            drawn = np.random.default_rng(1000 + seed).uniform(
+                min(GRID), max(GRID), (RANDOM, len(here.names))
+            )
             with progress(f"seed {seed}: random candidates", RANDOM) as advance:
                 real = []
                 for weights_K in drawn:
@@ -140,14 +144,19 @@ def surrogate(arguments: argparse.Namespace) -> None:
             best = max(exhaustive)
             rows.append((seed, "surrogate", [found.best.score], best, uniform, base, found.encodings))
             for strategy in ("random", "tpe", "cmaes"):
-                scores = [run(here, space, strategy, budget, repeat).best.score for repeat in range(arguments.repeats)]
+                scores = [
+                    run(here, space, strategy, budget, repeat).best.score
+                    for repeat in range(arguments.repeats)
+                ]
                 rows.append((seed, strategy, scores, best, uniform, base, budget))
     print(f"\n### Spearman over {RANDOM} random candidates\n")
     print("| seed | basis only | after the search | spread (sd) of real nDCG@10 | queries | passages |")
     print("|---|---:|---:|---:|---:|---:|")
     for seed, basis_rho, grown_rho, spread, queries, passages in correlations:
         print(f"| {seed} | {basis_rho:.3f} | {grown_rho:.3f} | {spread:.4f} | {queries} | {passages} |")
-    print(f"\n### Best after {budget} encodings, of {len(GRID) ** len(here.names) + 1} encoded exhaustively\n")
+    print(
+        f"\n### Best after {budget} encodings, of {len(GRID) ** len(here.names) + 1} encoded exhaustively\n"
+    )
     print(
         "| seed | base | uniform | best of all | strategy | encodings | best found | share of the best | lowest share | "
         "share of the gain over uniform | runs at .99 |"
@@ -216,23 +225,33 @@ def speed(arguments: argparse.Namespace) -> None:
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     long_way = [start.score(place).score for place in places[:10]]
     print(f"{points} candidates, {queries} queries x {passages} passages x {dimensions} dimensions:")
-    print(f"{seconds:.1f} s wall-clock, {cpu:.1f} s of processor, of which {prepared:.1f} s wall-clock preparing")
+    print(
+        f"{seconds:.1f} s wall-clock, {cpu:.1f} s of processor, of which {prepared:.1f} s wall-clock preparing"
+    )
     print(f"nDCG@10 from {scores.min():.4f} to {scores.max():.4f}")
     print(f"largest difference to scoring ten of them in full: {np.abs(scores[:10] - long_way).max():.2e}")
 
 
 def pool(arguments: argparse.Namespace) -> None:
     recipe = load_recipe(RECIPE)
-    print("| collection | seed | corpus | pool | rankers | models | Spearman | nDCG@10 in the pool | on the corpus |")
+    print(
+        "| collection | seed | corpus | pool | rankers | models | Spearman | nDCG@10 in the pool | on the corpus |"
+    )
     print("|---|---|---:|---:|---|---:|---:|---|---|")
     for seed in arguments.seeds:
         experts = open_experts(recipe, arguments.runs, seed)
         retriever = build_retriever(recipe.base, recipe.retriever)
         rng = np.random.default_rng(seed)
-        merges = [np.zeros(len(experts)), *np.eye(len(experts)), *rng.uniform(0, 1, (arguments.merges, len(experts)))]
+        merges = [
+            np.zeros(len(experts)),
+            *np.eye(len(experts)),
+            *rng.uniform(0, 1, (arguments.merges, len(experts))),
+        ]
         with ConcatenatedAdapter(retriever, experts) as adapter:
 
-            def each(coefficients: Sequence[np.ndarray], adapter: ConcatenatedAdapter = adapter) -> Iterator[Retriever]:
+            def each(
+                coefficients: Sequence[np.ndarray], adapter: ConcatenatedAdapter = adapter
+            ) -> Iterator[Retriever]:
                 for coefficients_K in coefficients:
                     adapter.set_coefficients(coefficients_K.reshape(-1, 1))
                     yield retriever  # noqa: B023 (used before the next one is opened)

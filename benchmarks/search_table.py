@@ -48,7 +48,11 @@ from medley.recipe import Recipe, load_recipe
 RECIPE = Path(__file__).parent.parent / "recipes" / "miniature.yaml"
 METHODS = ("linear", "task_arithmetic", "ties", "dare_ties", "slerp+breadcrumbs")
 STRATEGIES = ("uniform", "grid", "tpe", "cmaes", "surrogate", "surrogate-1se", "learned")
-PARAMETERS = {"ties": {"density": 0.5}, "dare_ties": {"density": 0.5}, "breadcrumbs": {"density": 0.9, "gamma": 0.01}}
+PARAMETERS = {
+    "ties": {"density": 0.5},
+    "dare_ties": {"density": 0.5},
+    "breadcrumbs": {"density": 0.9, "gamma": 0.01},
+}
 SHRINK = (0.0, 0.25, 0.5)
 
 
@@ -121,7 +125,12 @@ def open_seed(recipe: Recipe, arguments: argparse.Namespace, number: int) -> See
 
 
 def made(
-    seed: Seed, method: str, segments: str, strategy: str, tests: Sequence[Collection], arguments: argparse.Namespace
+    seed: Seed,
+    method: str,
+    segments: str,
+    strategy: str,
+    tests: Sequence[Collection],
+    arguments: argparse.Namespace,
 ) -> dict[str, Any] | None:
     """A cell from its file, or made now; None where the strategy does not apply."""
     applies = strategy != "learned" or method in ("linear", "task_arithmetic")
@@ -129,7 +138,16 @@ def made(
     if not applies or (strategy == "uniform" and segments != "1") or (strategy == "grid" and levels < 2):
         return None
     pools = [pool.identity for pool in seed.pools]
-    asked = [seed.number, method, segments, strategy, pools, arguments.verifications, arguments.grid, arguments.confirm]
+    asked = [
+        seed.number,
+        method,
+        segments,
+        strategy,
+        pools,
+        arguments.verifications,
+        arguments.grid,
+        arguments.confirm,
+    ]
     path = arguments.out / f"{seed.number}-{method}-{segments}-{strategy}-{fingerprint(asked)[:6]}.json"
     if not path.is_file():
         say(f"== seed {seed.number}, {method}, {segments} segments, {strategy}")
@@ -167,7 +185,10 @@ def chosen(
         experts = tuple(replace(e, shrink=ratio) for e, ratio in zip(experts, ratios, strict=True))
     values = 6 if strategy != "grid" else levels
     space = SearchSpace(
-        tuple(e.name for e in experts), tuple(np.linspace(0, 1, values).round(6).tolist()), layout.segment_count, kernel
+        tuple(e.name for e in experts),
+        tuple(np.linspace(0, 1, values).round(6).tolist()),
+        layout.segment_count,
+        kernel,
     )
     rule = {"choose": "simplest" if strategy == "surrogate-1se" else "best", "confirm": arguments.confirm}
     basis = len(experts) * layout.segment_count + 1
@@ -176,8 +197,12 @@ def chosen(
         rule, budget = rule | {"strategy": "random"}, 1
     else:
         rule["strategy"] = strategy.removesuffix("-1se")
-    settings = SearchSettings.model_validate({**rule, "encodings": budget, "seed": seed.number, "patience": budget})
-    with candidates(retriever, experts, method=kernel, parameters=parameters_of(kernel), layout=layout) as apply:
+    settings = SearchSettings.model_validate(
+        {**rule, "encodings": budget, "seed": seed.number, "patience": budget}
+    )
+    with candidates(
+        retriever, experts, method=kernel, parameters=parameters_of(kernel), layout=layout
+    ) as apply:
 
         def embed(effective_KS: np.ndarray) -> list[PoolVectors]:
             merged = apply(effective_KS)
@@ -201,10 +226,15 @@ def shrink_ratios(seed: Seed, retriever: Retriever) -> list[float]:
         for ratio in SHRINK:
             moved = replace(expert, shrink=ratio)
             with candidates(
-                retriever, [moved], method="task_arithmetic", parameters=MergeParameters(seed=13)  # type: ignore[call-arg]
+                retriever,
+                [moved],
+                method="task_arithmetic",
+                parameters=MergeParameters(seed=13),  # type: ignore[call-arg]
             ) as apply:
                 merged = apply(np.ones((1, 1)))
-                scores.append(score_vectors(seed.pools, [embed_pool(merged, pool) for pool in seed.pools]).score)
+                scores.append(
+                    score_vectors(seed.pools, [embed_pool(merged, pool) for pool in seed.pools]).score
+                )
         ratios.append(SHRINK[int(np.argmax(scores))])
     return ratios
 
@@ -226,14 +256,18 @@ def tested(
         retriever = seed.retriever("float32")
         experts = seed.experts
         if cell["shrink"]:
-            experts = tuple(replace(e, shrink=ratio) for e, ratio in zip(experts, cell["shrink"], strict=True))
+            experts = tuple(
+                replace(e, shrink=ratio) for e, ratio in zip(experts, cell["shrink"], strict=True)
+            )
         instructions = {
             test.name: text
             for test in tests
             if (text := next((seed.recipe.instruction_for(s) for s in seed.recipe.evaluate.tasks
                               if s.split("/")[-1].split(":")[0] == test.name), None))
         }  # fmt: skip
-        fold_candidate(retriever, experts, kernel, np.array(cell["effective"]), layout_of(retriever, segments))
+        fold_candidate(
+            retriever, experts, kernel, np.array(cell["effective"]), layout_of(retriever, segments)
+        )
         backbone(retriever).to(getattr(torch, seed.recipe.retriever.dtype))
         scores = evaluate_retriever(retriever, missing, instructions=instructions)
         for name, score in scores.items():
@@ -249,7 +283,9 @@ def fold_candidate(
     if method in ("linear", "task_arithmetic"):
         dense_merge(retriever, experts, effective_KS, layout=layout)
     else:
-        merge_weights(retriever, experts, effective_KS, method=method, parameters=parameters_of(method), layout=layout)
+        merge_weights(
+            retriever, experts, effective_KS, method=method, parameters=parameters_of(method), layout=layout
+        )
 
 
 def show(
@@ -259,7 +295,8 @@ def show(
         return {"tasks": {name: variant["tasks"][name] for name in tests}}
 
     experts = {
-        seed.number: {n: restricted(v) for n, v in seed.variants.items() if n.startswith("expert:")} for seed in seeds
+        seed.number: {n: restricted(v) for n, v in seed.variants.items() if n.startswith("expert:")}
+        for seed in seeds
     }
     best = {number: own[best_expert(own)] for number, own in experts.items()}
     rows = []
@@ -267,13 +304,18 @@ def show(
         uniform = cells.get((method, "1", "uniform"), {})
         rivals = [{n: uniform[n] for n in by_seed if n in uniform}, {n: best[n] for n in by_seed}]
         comparisons = [
-            pooled_comparison({n: (by_seed[n], rival[n]) for n in by_seed}) if len(rival) == len(by_seed) else None
+            pooled_comparison({n: (by_seed[n], rival[n]) for n in by_seed})
+            if len(rival) == len(by_seed)
+            else None
             for rival in rivals
         ]
         rows.append((method, segments, strategy, by_seed, comparisons))
     tested_rows = [c for *_, pair in rows for c in pair if c is not None]
     corrected = iter(holm([c.p_value for c in tested_rows]))
-    print(f"\nTests: {', '.join(tests)}. Best experts: " + ", ".join(f"{n} {best_expert(e)}" for n, e in experts.items()))
+    print(
+        f"\nTests: {', '.join(tests)}. Best experts: "
+        + ", ".join(f"{n} {best_expert(e)}" for n, e in experts.items())
+    )
     print(
         "\n| method | segments | strategy | encodings | dev, search half | dev, held-out half | test mean | by seed "
         "| against uniform | p (Holm) | against the best expert | p (Holm) |"
@@ -289,7 +331,9 @@ def show(
             if comparison is None:
                 shown.append("– | –")
             else:
-                shown.append(f"{comparison.difference:+.4f} | {comparison.p_value:.4f} ({next(corrected):.3f})")
+                shown.append(
+                    f"{comparison.difference:+.4f} | {comparison.p_value:.4f} ({next(corrected):.3f})"
+                )
         encodings = max(cell["encodings"] for cell in by_seed.values())
         print(
             f"| {method} | {segments} | {strategy} | {encodings} | {dev[0]:.4f} | {dev[1]:.4f} | {np.mean(means):.4f} "

@@ -14,6 +14,7 @@ from medley.encoder import build_retriever
 from medley.errors import ModelError, RecipeError
 from medley.expert import read_expert
 from medley.merge.concatenated import ConcatenatedAdapter
+from medley.merge.outcome import write_search
 from medley.merge.pool import (
     DevPool,
     PoolVectors,
@@ -25,7 +26,6 @@ from medley.merge.pool import (
     score_vectors,
     unit,
 )
-from medley.merge.outcome import write_search
 from medley.merge.search import plan_search, search
 from medley.merge.settings import SearchSettings
 from medley.merge.space import SearchSpace
@@ -262,7 +262,9 @@ def test_the_real_surrogate_is_exact_at_its_basis_and_near_between(tiny_model_fo
             adapter.set_coefficients(effective_KS)
             return [embed_pool(retriever, pool) for pool in pools]
 
-        surrogate = Surrogate.of_basis(pools, [embed(np.array(p)) for p in ([[0], [0]], [[1], [0]], [[0], [1]])])
+        surrogate = Surrogate.of_basis(
+            pools, [embed(np.array(p)) for p in ([[0], [0]], [[1], [0]], [[0], [1]])]
+        )
         basis = np.array([[0.0], [1.0]])
         np.testing.assert_allclose(surrogate.vectors(basis)[0].passages, embed(basis)[0].passages, atol=1e-6)
         between = np.array([[0.5], [0.5]])
@@ -293,9 +295,9 @@ def test_plan_and_dev_mistakes():
 
 def test_within_one_standard_error_the_simplest_wins():
     """Closed form: differences of 0 and 0.2 over 4 queries have mean 0.1 and standard error 0.1 / sqrt(3)."""
-    from medley.merge.pool import CandidateScore, standard_error
     from medley.merge.outcome import Candidate, best_of
     from medley.merge.outcome import simplest_of as simplest_beside
+    from medley.merge.pool import CandidateScore, standard_error
 
     def simplest_of(candidates):
         return simplest_beside(candidates, best_of(candidates))

@@ -54,7 +54,10 @@ class PoolGram:
         """Make one more node known: its products with itself and with every earlier one."""
         pairs, lengths = [], []
         for earlier in self._nodes:
-            pairs.append(self._products(earlier.queries, node.passages) + self._products(node.queries, earlier.passages))
+            pairs.append(
+                self._products(earlier.queries, node.passages)
+                + self._products(node.queries, earlier.passages)
+            )
             lengths.append(2 * np.einsum("dh,dh->d", earlier.passages, node.passages))
         pairs.append(self._products(node.queries, node.passages))
         lengths.append(np.einsum("dh,dh->d", node.passages, node.passages))
@@ -89,7 +92,9 @@ class PoolGram:
         total_C = np.zeros(terms_TC.shape[1])
         first = 0
         while first < len(self._rows):
-            last = max(first + 1, int(np.searchsorted(self._starts, self._starts[first] + PAIRS, "right")) - 1)
+            last = max(
+                first + 1, int(np.searchsorted(self._starts, self._starts[first] + PAIRS, "right")) - 1
+            )
             begin, end = self._starts[first], self._starts[last]
             scores_XC = self._pairs_XT[begin:end] @ terms_TC
             if self._cosine:

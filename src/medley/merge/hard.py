@@ -8,6 +8,8 @@ says how well pooled nDCG stands for nDCG on the whole corpus.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import chain
 
 import numpy as np
 
@@ -15,7 +17,7 @@ from medley.collections import Collection, in_memory
 from medley.encoder import Retriever, encode_passages, encode_queries
 from medley.merge.pool import DevPool, build_pool, score_vectors, unit
 from medley.merge.pool import PoolVectors as Vectors
-from medley.search import rank_by_vectors, similarity_of
+from medley.search import rank_by_vectors, rank_with_bm25, similarity_of
 
 DEPTH = 100
 """Ranks of each ranker that a pool may be filled with."""
@@ -35,21 +37,29 @@ def hard_pool(
 ) -> DevPool:
     """A pool filled with what BM25 and each retriever in turn rank highest; encodes the preselection once each.
 
-    `retrievers` may be one object that changes between the turns (the base with one expert after another).
+    `retrievers` may be one object that changes between the turns (the base with one expert after another); without
+    any the pool is BM25's (pool.build_pool).
     """
-    plain = {"instruction": instruction, "seed": seed, "weight": weight, "general": general}
-    if len(collection.corpus) <= max_passages:
-        return build_pool(collection, max_passages=max_passages, max_queries=max_queries, **plain)  # type: ignore[arg-type]
-    preselected = build_pool(collection, max_passages=wider * max_passages, max_queries=max_queries, **plain)  # type: ignore[arg-type]
+    build = partial(
+        build_pool,
+        max_queries=max_queries,
+        instruction=instruction,
+        seed=seed,
+        weight=weight,
+        general=general,
+    )
+    turns = iter(retrievers)
+    first = next(turns, None) if len(collection.corpus) > max_passages else None
+    if first is None:
+        return build(collection, max_passages=max_passages)
+    preselected = build(collection, max_passages=wider * max_passages)
     ids = [passage.id for passage in preselected.passages]
     within = in_memory(
         collection.name, collection.split, preselected.passages,
         dict(zip(preselected.query_ids, preselected.queries, strict=True)), preselected.judgements,
     )  # fmt: skip
-    from medley.search import rank_with_bm25
-
     rankings = [rank_with_bm25(within, DEPTH)]
-    for retriever in retrievers:
+    for retriever in chain([first], turns):
         rankings.append(
             rank_by_vectors(
                 preselected.query_ids,
@@ -60,12 +70,12 @@ def hard_pool(
                 similarity=similarity_of(retriever),
             )
         )
-    return build_pool(
-        within, max_passages=max_passages, max_queries=max_queries, rankings=rankings, **plain  # type: ignore[arg-type]
-    )  # fmt: skip
+    return build(within, max_passages=max_passages, rankings=rankings)
 
 
-def agreement(collection: Collection, pool: DevPool, retrievers: Iterable[Retriever]) -> list[tuple[float, float]]:
+def agreement(
+    collection: Collection, pool: DevPool, retrievers: Iterable[Retriever]
+) -> list[tuple[float, float]]:
     """For each retriever its nDCG@10 in the pool and on the whole corpus, for the pool's queries."""
     whole = DevPool(
         pool.name, pool.query_ids, pool.queries, tuple(sorted(collection.corpus, key=lambda p: p.id)),

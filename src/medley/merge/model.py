@@ -8,14 +8,14 @@ through mergekit's kernels tensor by tensor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from medley.collections import load_collection
 from medley.encoder import Retriever
 from medley.errors import RecipeError
 from medley.expert import Expert, base_fingerprint, base_tensors, check_compatible, open_base, read_expert
@@ -24,15 +24,16 @@ from medley.lowrank import backbone
 from medley.merge.candidates import candidates
 from medley.merge.coefficients import Layout, layer_cuts, weights_array
 from medley.merge.concatenated import ConcatenatedAdapter, dense_merge, merge_adapters
+from medley.merge.dev_pools import dev_pools, ranking_retrievers
 from medley.merge.export import GateReport, Probe, ProbeVectors, encode_probe, export, model_card
-from medley.merge.methods import is_linear_in_deltas, merge_weights
-from medley.merge.pool import DevPool, PoolVectors, embed_pool
+from medley.merge.fullweights import merge_weights
 from medley.merge.learned import Learnable
+from medley.merge.methods import is_linear_in_deltas
 from medley.merge.outcome import SearchResult
+from medley.merge.pool import DevPool, PoolVectors, embed_pool
 from medley.merge.search import search, store_folder
 from medley.merge.settings import MergeFile, MergeParameters
 from medley.merge.space import SearchSpace
-from medley.merge.trials import Embed
 
 
 @dataclass(frozen=True)
@@ -199,37 +200,40 @@ def _weights(merge: Merge) -> np.ndarray:
 
 
 def search_merge(
-    file: MergeFile, pools: Sequence[DevPool], *, device: str | None = None, unfinished: Path | None = None
+    file: MergeFile,
+    pools: Sequence[DevPool] | None = None,
+    *,
+    device: str | None = None,
+    unfinished: Path | None = None,
 ) -> SearchResult:
     """What `medley search-merge` does: score candidates on the pools in memory.
 
-    The pools come from pool.build_pool on the collections of `file.search.dev`. The folder `unfinished` keeps
-    encodings, so that a search that was killed goes on where it was.
+    Without `pools` they are made of the collections of `file.search.dev`. The folder `unfinished` keeps encodings, so
+    that a search that was killed goes on where it was.
     """
     merge = open_merge(file, device=device)
     space = merge.space()
     assert file.search is not None  # space() raised otherwise
-    store = None
-    if unfinished is not None:
-        made_of = {**provenance(merge), "weights": None}
-        store = store_folder(unfinished, pools, space, model=merge.base.identity(), made_of=made_of)
-    learnable = Learnable(merge.base, merge.experts, merge.layout) if merge.is_adapter else None
-    with embedding(merge, pools) as embed:
-        return search(embed, pools, space, file.search, store=store, learnable=learnable)
-
-
-@contextmanager
-def embedding(merge: Merge, pools: Sequence[DevPool]) -> Iterator[Embed]:
-    """A function from coefficients to the pools' vectors; leaving restores the base."""
+    model = merge.base.identity()  # before anything is attached: template, pooling and dtype are in it
     with candidates(
-        merge.base, merge.experts, method=merge.file.method, parameters=merge.parameters, layout=merge.layout
+        merge.base, merge.experts, method=file.method, parameters=merge.parameters, layout=merge.layout
     ) as apply:
+        if pools is None:
+            collections = {spec: load_collection(spec, default_split="dev") for spec in file.search.dev}
+            each = ranking_retrievers(apply, space.shape, file.search.rankers)
+            pools = dev_pools(file.search, collections, retrievers=each, seed=file.search.seed)
+        chosen = pools
 
         def embed(effective_KS: np.ndarray) -> list[PoolVectors]:
             retriever = apply(effective_KS)
-            return [embed_pool(retriever, pool) for pool in pools]
+            return [embed_pool(retriever, pool) for pool in chosen]
 
-        yield embed
+        store = None
+        if unfinished is not None:
+            made_of = {**provenance(merge), "weights": None}
+            store = store_folder(unfinished, pools, space, model=model, made_of=made_of)
+        learnable = Learnable(merge.base, merge.experts, merge.layout) if merge.is_adapter else None
+        return search(embed, pools, space, file.search, store=store, learnable=learnable)
 
 
 def provenance(merge: Merge) -> dict[str, Any]:

@@ -30,7 +30,9 @@ class Front:
         return {
             "candidates": list(self.indices),
             "chosen": self.chosen,
-            "scores": [{"domain": float(domain), "general": float(general)} for domain, general in self.scores_C2],
+            "scores": [
+                {"domain": float(domain), "general": float(general)} for domain, general in self.scores_C2
+            ],
         }
 
 

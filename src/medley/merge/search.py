@@ -12,10 +12,10 @@ from typing import Any
 
 from medley.errors import RecipeError
 from medley.fingerprint import fingerprint
+from medley.merge.learned import Learnable, learned_search
 from medley.merge.outcome import SearchResult, choose
 from medley.merge.pareto import pareto_front
 from medley.merge.pool import DevPool
-from medley.merge.learned import Learnable, learned_search
 from medley.merge.search_grid import grid_search, random_search
 from medley.merge.search_optuna import optuna_search
 from medley.merge.search_surrogate import surrogate_search

@@ -7,7 +7,7 @@ and `dtype`; slices, modules and tokenizer surgery have no counterpart and are r
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -140,6 +140,17 @@ class SearchSettings(BaseModel):
     queries: int = Field(200, ge=1, description="queries of a dev collection that are encoded, at most")
     seed: int = Field(13, description="for sampling queries, passages and candidates")
 
+    def check_dev(self, dev: Sequence[str], where: str) -> None:
+        """Raise ValueError where `weights` or `general` name what is no dev collection, or weigh it below zero."""
+        for key, named in (("weights", self.weights), ("general", self.general)):
+            for spec in named:
+                if spec not in dev:
+                    raise ValueError(
+                        f"search.{key}: {spec!r} is no collection of {where}{_nearest(spec, dev)}"
+                    )
+        if any(weight <= 0 for weight in self.weights.values()):
+            raise ValueError("search.weights: must be above 0; leave a collection out of `dev` instead")
+
 
 class MergeFile(BaseModel):
     """A merge file."""
@@ -176,6 +187,8 @@ class MergeFile(BaseModel):
     def _names_agree(self) -> Self:
         if self.method not in METHODS:
             raise ValueError(f"method: there is no {self.method!r}{_nearest(self.method, METHODS)}")
+        if self.search is not None:
+            self.search.check_dev(self.search.dev, "search.dev")
         if self.weights and (mistake := _name_mistake(self.weights, list(self.experts))):
             raise ValueError(f"weights: {mistake}")
         if self.keep is not None and self.keep.source not in ("base", *self.experts):

@@ -80,7 +80,8 @@ class SearchSpace:
     def alone(self) -> list[np.ndarray]:
         """Each expert by itself, with weight one."""
         return [
-            np.repeat(np.eye(len(self.names))[:, [k]], self.segment_count, axis=1) for k in range(self.shape[0])
+            np.repeat(np.eye(len(self.names))[:, [k]], self.segment_count, axis=1)
+            for k in range(self.shape[0])
         ]
 
     def points(self) -> Iterator[np.ndarray]:

@@ -132,7 +132,9 @@ class GridScorer:
         """The score (C,) at each place, and each pool's (C, P)."""
         weights_CN = self.surrogate.weights(places_CX)
         scores_CP = np.stack([gram.score(weights_CN) for gram in self._grams], axis=1)
-        return combine(scores_CP, np.array([pool.weight for pool in self._pools]), self._objective)[0], scores_CP
+        return combine(scores_CP, np.array([pool.weight for pool in self._pools]), self._objective)[
+            0
+        ], scores_CP
 
     @property
     def names(self) -> list[str]:
@@ -142,4 +144,6 @@ class GridScorer:
 
 def _stacked(vectors: Sequence[PoolVectors]) -> np.ndarray:
     """All vectors of all pools as one (V,)."""
-    return np.concatenate([side.ravel() for v in vectors for side in (v.queries, v.passages)]).astype(np.float64)
+    return np.concatenate([side.ravel() for v in vectors for side in (v.queries, v.passages)]).astype(
+        np.float64
+    )

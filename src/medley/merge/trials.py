@@ -144,13 +144,14 @@ class Trials:
                 per_query = self._scored[key].per_query
                 write_json(
                     path,
-                    {"effective": list(key), "per_query": {name: s_Q.tolist() for name, s_Q in per_query.items()}},
+                    {
+                        "effective": list(key),
+                        "per_query": {name: s_Q.tolist() for name, s_Q in per_query.items()},
+                    },
                 )
         self._advance(1)
 
-    def _candidate(
-        self, weights_KS: np.ndarray, whole: CandidateScore, predicted: float | None
-    ) -> Candidate:
+    def _candidate(self, weights_KS: np.ndarray, whole: CandidateScore, predicted: float | None) -> Candidate:
         per_query = whole.per_query
         seen = {name: per_query[name][~mask_Q] for name, mask_Q in self.held_out.items()}
         score = score_queries(self.pools, seen, objective=self.objective)
