@@ -20,7 +20,8 @@ from medley.merge.coefficients import (
     weights_mapping,
 )
 from medley.merge.concatenated import ConcatenatedAdapter, dense_merge, merge_adapters
-from medley.merge.methods import is_linear_in_deltas, merge_weights
+from medley.merge.fullweights import merge_weights
+from medley.merge.methods import is_linear_in_deltas
 from medley.merge.settings import METHODS, MergeParameters
 from test_expert import ATTENTION, FLOAT32, TEXTS, make_expert
 

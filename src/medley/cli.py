@@ -285,30 +285,21 @@ def search_merge(
     merge_file: Annotated[Path, typer.Argument(help="A merge file with a `search` section.")], out: Out
 ) -> None:
     """Search merge coefficients on dev, in memory; write search.json and the best model."""
-    from medley.collections import load_collection
     from medley.errors import RecipeError
+    from medley.files import remove
     from medley.merge import model as merging
-    from medley.merge.pool import build_pool
-    from medley.merge.search import write_search
+    from medley.merge.outcome import write_search
     from medley.merge.settings import read_merge_file
 
     settings = read_merge_file(merge_file)
     if settings.search is None or not settings.search.dev:
         raise RecipeError(f"{merge_file}: search.dev is required; name at least one dev collection.")
-    search = settings.search
-    pools = [
-        build_pool(
-            load_collection(spec, default_split="dev"),
-            max_passages=search.pool_size,
-            max_queries=search.queries,
-            seed=search.seed,
-        )
-        for spec in search.dev
-    ]
-    result = merging.search_merge(settings, pools)
+    unfinished = out / "encodings"
+    result = merging.search_merge(settings, unfinished=unfinished)
     best = settings.model_copy(update={"weights": result.best.coefficients})
     merging.merge_model(best, out / "model")
     write_search(out / "search.json", result)
+    remove(unfinished)
     print(json.dumps(result.as_json()["best"]))
 
 

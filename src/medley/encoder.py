@@ -328,6 +328,22 @@ def encode_passages(
     return _encode(retriever, texts, retriever.document_prompt, "document", batch_size)
 
 
+def encode_with_gradient(
+    retriever: Retriever, texts: Sequence[str], *, task: Literal["query", "document"], prompt: str
+) -> torch.Tensor:
+    """One batch of texts as `encode_queries` and `encode_passages` make them, for a loss: float32 (N, H) with gradient."""
+    from sentence_transformers.util import batch_to_device
+
+    model = retriever.model
+    features = batch_to_device(model.preprocess(list(texts), prompt=prompt), model.device)
+    vectors: torch.Tensor = model(features, task=task)["sentence_embedding"].float()
+    if _normalizes(model):
+        import torch
+
+        vectors = torch.nn.functional.normalize(vectors, dim=-1)
+    return vectors
+
+
 def _encode(
     retriever: Retriever, texts: Sequence[str], prompt: str, task: str, batch_size: int
 ) -> np.ndarray:

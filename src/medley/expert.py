@@ -59,6 +59,8 @@ class Expert:
     path: Path
     layers: Mapping[str, LowRank]
     description: Mapping[str, Any]
+    shrink: float = 0.0
+    """How far it is moved toward the base before it is merged: 0 not at all, 1 all the way."""
 
     @property
     def is_adapter(self) -> bool:

@@ -65,6 +65,7 @@ class MergeSettings(BaseModel):
     @model_validator(mode="after")
     def _said_once(self) -> MergeSettings:
         refuse_elsewhere(self.search, "search", {"dev": "merge.dev", "seed": "seed"})
+        self.search.check_dev(self.dev, "merge.dev")
         return self
 
 

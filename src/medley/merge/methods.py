@@ -1,34 +1,39 @@
-"""Any merge method that mergekit names, on full weights, in memory and one tensor at a time.
+"""Any merge method that mergekit names, on full weights, in float32 and a few rows at a time.
 
-For each tensor of the base: the experts' versions (base + delta for an adapter, read from the file for a full
-checkpoint) go through mergekit's own kernel in float32 and the result replaces the base's tensor. So pooling,
-prompts, tokenizer and attention direction stay those of the retriever, memory holds one tensor a model, and
-nothing is written. Only adapters under linear or task arithmetic have a cheaper way (concatenated.py).
+Three families. Sums of updates (linear, task arithmetic) and trimmed sums with or without a majority of signs (TIES,
+DARE, DELLA, breadcrumbs) are computed here by rows, so memory holds rows and not tensors, and what trimming keeps is
+found once (trim.py). All others (SLERP, model stock, SCE, ...) need whole tensors and go through mergekit's own
+kernels. Definitions and defaults are mergekit's throughout; tests compare each method with it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medley.encoder import Retriever
 from medley.errors import ModelError, RecipeError
-from medley.expert import Expert, base_tensors, plain_name
-from medley.merge.coefficients import Layout
+from medley.expert import Expert
+from medley.merge.checkpoint import row_blocks, row_count
+from medley.merge.coefficients import ZERO_SUM
 from medley.merge.settings import MergeParameters
+from medley.merge.sources import BaseRows, Source
+from medley.merge.trim import Kept, TrimSettings, find_kept, flat_starts, trim_seed
 
 if TYPE_CHECKING:
     import torch
 
 BASE = "base"
+KEPT_BYTES = 2_000_000_000
+"""Memory for the bits of trimmed updates; beyond it the oldest are found again when needed."""
 
 
 def is_linear_in_deltas(method: str, parameters: MergeParameters, experts: Sequence[Expert]) -> bool:
     """Whether the merge is a weighted sum of adapters, which the concatenated adapter computes exactly."""
-    if not all(expert.is_adapter for expert in experts):
+    if not all(expert.is_adapter and not expert.shrink for expert in experts):
         return False
     return sums_deltas(method, parameters)
 
@@ -38,130 +43,231 @@ def sums_deltas(method: str, parameters: MergeParameters) -> bool:
     return method == "task_arithmetic" or (method == "linear" and parameters.normalize is not False)
 
 
-def merge_weights(
-    retriever: Retriever,
-    experts: Sequence[Expert],
-    weights_KS: np.ndarray,
-    *,
-    method: str,
-    parameters: MergeParameters,
-    layout: Layout | None = None,
-) -> None:
-    """Merge experts into the retriever's weights by a mergekit method; changes the retriever.
+@dataclass(frozen=True)
+class TensorMerge:
+    """One tensor's merge: what is merged into what, with which numbers (`weights` of shape (K,))."""
 
-    `weights_KS` are the method's own weights, one per expert and segment. Random methods (DARE, DELLA) draw
-    from `parameters.seed` and the tensor's name. Raises RecipeError when the method refuses the experts or
-    parameters, ModelError when an expert's tensors do not fit the base.
+    tensor: str
+    shape: tuple[int, ...]
+    base: BaseRows
+    sources: Sequence[Source]
+    weights: np.ndarray
+    parameters: MergeParameters
+
+    def delta(self, expert: int, start: int, stop: int) -> torch.Tensor | None:
+        """An expert's update of rows [start, stop)."""
+        return self.sources[expert].delta(self.tensor, self.shape, self.base, start, stop)
+
+
+@dataclass(frozen=True)
+class KeptEntries:
+    """What is kept of trimmed updates, by tensor, expert and settings, up to KEPT_BYTES."""
+
+    found: dict[tuple[str, int, TrimSettings], Kept | None] = field(default_factory=dict)
+
+    def of(self, merge: TensorMerge, expert: int, settings: TrimSettings) -> Kept | None:
+        """What is kept of an expert's update of a tensor; None where all is."""
+        key = (merge.tensor, expert, settings)
+        if key not in self.found:
+
+            def blocks() -> Iterator[torch.Tensor]:
+                for start, stop in row_blocks(merge.shape):
+                    delta = merge.delta(expert, start, stop)
+                    assert delta is not None  # asked only where there is an update
+                    yield delta
+
+            self.found[key] = find_kept(settings, blocks, merge.shape)
+            held = sum(len(kept.bits) for kept in self.found.values() if kept is not None)
+            while held > KEPT_BYTES and len(self.found) > 1:
+                oldest = self.found.pop(next(iter(self.found)))
+                held -= len(oldest.bits) if oldest is not None else 0
+        return self.found[key]
+
+
+def merge_tensor(
+    method: str, merge: TensorMerge, kept: KeptEntries
+) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """The merged rows of a tensor as (start, stop, rows in float32), from first to last.
+
+    Random methods (DARE, DELLA) draw from the parameters' seed, the tensor's name and the expert's place. Raises
+    RecipeError when the method refuses the experts or parameters, ModelError when an expert does not fit.
+    """
+    from mergekit import merge_methods
+    from mergekit.merge_methods import GeneralizedTaskArithmeticMerge
+
+    kernel: Any = merge_methods.get(method)
+    values = resolve_parameters(kernel.spec, merge.weights, merge.parameters)
+    if method == "linear":
+        yield from _weighted_sum(merge, *_linear(merge.weights, normalize=values["normalize"]))
+    elif method == "task_arithmetic":
+        coefficients_K = merge.weights * values["lambda"] / _divisor(merge.weights, values)
+        yield from _weighted_sum(merge, 1.0, coefficients_K)
+    elif isinstance(kernel, GeneralizedTaskArithmeticMerge):
+        yield from _trimmed_sum(kernel, merge, values, kept)
+    else:
+        rows = _by_mergekit(kernel, merge, values)
+        yield 0, row_count(merge.shape), rows
+
+
+def resolve_parameters(spec: Any, weights_K: np.ndarray, parameters: MergeParameters) -> dict[str, Any]:
+    """The method's parameters with mergekit's defaults; those that go by expert as a tuple in their order.
+
+    Raises RecipeError naming a parameter that the method has not, or that it lacks.
+    """
+    known = {parameter.name for parameter in spec.parameters}
+    given = parameters.given()
+    for key in given:
+        if key not in known:
+            names = ", ".join(sorted(known)) or "none"
+            raise RecipeError(f"parameters: method {spec.name} has no {key}; it has {names}.")
+    by_expert = {parameter.name for parameter in spec.input_parameters}
+    values: dict[str, Any] = {}
+    for parameter in spec.parameters:
+        if parameter.name == "weight":
+            values["weight"] = tuple(float(weight) for weight in weights_K)
+            continue
+        if parameter.name not in given and parameter.required:
+            raise RecipeError(f"parameters: method {spec.name} needs {parameter.name}; give it.")
+        value = given.get(parameter.name, parameter.default)
+        if parameter.name in by_expert and not isinstance(value, tuple):
+            value = (value,) * len(weights_K)
+        values[parameter.name] = value
+    return values
+
+
+def _linear(weights_K: np.ndarray, *, normalize: bool) -> tuple[float, np.ndarray]:
+    """The factors of the base and of the deltas of a linear merge."""
+    total = float(weights_K.sum())
+    if not normalize:
+        return total, weights_K
+    if abs(total) < ZERO_SUM:
+        raise ModelError(
+            "weights: a linear merge divides by their sum, which is zero; give one of them a value."
+        )
+    return 1.0, weights_K / total
+
+
+def _divisor(weights_K: np.ndarray, values: dict[str, Any]) -> float:
+    """What a sum of deltas is divided by."""
+    total = float(weights_K.sum())
+    return total if values["normalize"] and abs(total) >= ZERO_SUM else 1.0
+
+
+def _weighted_sum(
+    merge: TensorMerge, of_base: float, coefficients_K: np.ndarray
+) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """of_base theta_0 + sum_k c_k delta_k."""
+    for start, stop in row_blocks(merge.shape):
+        rows = merge.base(start, stop)
+        rows = rows * of_base if of_base != 1.0 else rows.clone()
+        for expert, coefficient in enumerate(coefficients_K):
+            if coefficient:
+                delta = merge.delta(expert, start, stop)
+                if delta is not None:
+                    rows.add_(delta, alpha=float(coefficient))
+        yield start, stop, rows
+
+
+def _trimmed_sum(
+    kernel: Any, merge: TensorMerge, values: dict[str, Any], kept: KeptEntries
+) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """The base plus a sum of trimmed updates, with or without a majority of signs (mergekit's generalised task
+    arithmetic)."""
+    trims = [trim_settings(kernel, values, merge, expert) for expert in range(len(merge.sources))]
+    divisor = _divisor(merge.weights, values)
+    for start, stop, first in flat_starts(merge.shape):
+        weighted = []
+        for expert, weight in enumerate(values["weight"]):
+            delta = merge.delta(expert, start, stop)
+            if delta is None or not weight:
+                continue
+            found = kept.of(merge, expert, trims[expert])
+            if found is not None:
+                found.apply(delta, first)
+            weighted.append((delta.mul_(weight), weight))
+        rows = merge.base(start, stop).clone()
+        if weighted and kernel.consensus_method is not None:
+            rows.add_(_by_majority(weighted, normalize=values["normalize"]), alpha=values["lambda"])
+        else:
+            for delta, _ in weighted:
+                rows.add_(delta, alpha=values["lambda"] / divisor)
+        yield start, stop, rows
+
+
+def trim_settings(kernel: Any, values: dict[str, Any], merge: TensorMerge, expert: int) -> TrimSettings:
+    """How an expert's update of a tensor is trimmed under a method."""
+    return TrimSettings(
+        kind=kernel.sparsification_method.value,
+        density=values["density"][expert],
+        gamma=values["gamma"][expert] if "gamma" in values else 0.0,
+        epsilon=values["epsilon"][expert] if "epsilon" in values else 0.0,
+        rescale=bool(values["rescale"]),
+        seed=trim_seed(merge.parameters.seed, merge.tensor, expert),
+    )
+
+
+def _by_majority(weighted: Sequence[tuple[torch.Tensor, float]], *, normalize: bool) -> torch.Tensor:
+    """Sum of the weighted updates whose sign is that of the sum of all, entry by entry (TIES, section 3).
+
+    With `normalize` divided by the weights of those that took part. Zero counts as a positive sum. In terms of
+    the sign s: s sum_k max(0, s x_k), which needs no masks. The blocks are changed.
     """
     import torch
-    from mergekit import merge_methods
 
-    layout = layout or Layout()
-    kernel = merge_methods.get(method)
-    readers = [_Reader(expert) for expert in experts]
-    with torch.no_grad():
-        for name, tensor in base_tensors(retriever).items():
-            base = tensor.detach().float().cpu()
-            versions = [reader.tensor(name, base) for reader in readers]
-            if layout.keeps(name):
-                merged = base if layout.kept_from is None else versions[layout.kept_from]
-            else:
-                weights_K = weights_KS[:, layout.segment(name)]
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(_tensor_seed(parameters.seed, name))
-                    merged = _merge_tensor(kernel, base, versions, weights_K, parameters, name)
-            tensor.copy_(merged.to(tensor.dtype))
+    total = weighted[0][0].clone()
+    for delta, _ in weighted[1:]:
+        total.add_(delta)
+    sign = torch.ge(total, 0, out=total).mul_(2).sub_(1)
+    mixed, divisor = torch.zeros_like(sign), torch.zeros_like(sign)
+    for delta, weight in weighted:
+        agreeing = delta.mul_(sign).clamp_(min=0)
+        mixed.add_(agreeing)
+        if normalize:
+            divisor.add_(agreeing.sign_(), alpha=weight)
+    mixed.mul_(sign)
+    if normalize:
+        divisor.add_(torch.eq(divisor, 0, out=sign))
+        mixed.div_(divisor)
+    return mixed
 
 
-def _merge_tensor(
-    kernel: Any,
-    base: torch.Tensor,
-    versions: Sequence[torch.Tensor],
-    weights_K: np.ndarray,
-    parameters: MergeParameters,
-    name: str,
-) -> torch.Tensor:
+def _by_mergekit(kernel: Any, merge: TensorMerge, values: dict[str, Any]) -> torch.Tensor:
+    """The whole tensor through mergekit's kernel."""
     import torch
     from mergekit.merge_methods import BasePolicy
     from mergekit.merge_methods.api import merge_tensors
 
+    stop = row_count(merge.shape)
+    base = merge.base(0, stop).reshape(merge.shape)
+    versions = []
+    for expert in range(len(merge.sources)):
+        delta = merge.delta(expert, 0, stop)
+        versions.append(base if delta is None else base + delta.reshape(merge.shape))
     contract = kernel.spec.contract
     ids: list[str | int] = list(range(len(versions)))
     tensors = list(versions)
     # of two experts, a method for two models (SLERP) takes the first as its start, not the base
     between_experts = contract.max_inputs == len(versions) == 2
-    if contract.base in (BasePolicy.REQUIRED, BasePolicy.OPTIONAL) and not between_experts:
+    based = contract.base == BasePolicy.REQUIRED or (
+        contract.base == BasePolicy.OPTIONAL and merge.parameters.from_base
+    )
+    if based and not between_experts:
         ids, tensors = [BASE, *ids], [base, *tensors]
-    start = 0 if contract.base in (BasePolicy.REQUIRED, BasePolicy.OPTIONAL) else None
-    try:
-        return merge_tensors(
-            tensors, kernel, ids=ids, base_index=start, name=name, dtype=torch.float32,
-            parameters=_bind(kernel.spec, weights_K, parameters),
-        )  # fmt: skip
-    except (ValueError, TypeError) as problem:
-        raise RecipeError(
-            f"method {kernel.spec.name}: mergekit refuses it for {len(versions)} experts ({problem})."
-        ) from problem
-
-
-def _bind(spec: Any, weights_K: np.ndarray, parameters: MergeParameters) -> dict[str, Any]:
-    """The method's parameters; numbers that go by expert become a mapping by the expert's index."""
-    known = {parameter.name for parameter in spec.parameters}
-    values: dict[str, Any] = {}
-    for key, value in parameters.given().items():
-        if key not in known:
-            names = ", ".join(sorted(known)) or "none"
-            raise RecipeError(f"parameters: method {spec.name} has no {key}; it has {names}.")
-        values[key] = dict(enumerate(value)) if isinstance(value, tuple) else value
-    if "weight" in known:
-        values["weight"] = {index: float(weight) for index, weight in enumerate(weights_K)}
-    return values
+    given = {
+        key: dict(enumerate(value)) if isinstance(value, tuple) else value for key, value in values.items()
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_tensor_seed(merge.parameters.seed, merge.tensor))
+        try:
+            return merge_tensors(
+                tensors, kernel, ids=ids, base_index=0 if based else None, name=merge.tensor,
+                dtype=torch.float32, parameters=given,
+            )  # fmt: skip
+        except (ValueError, TypeError) as problem:
+            raise RecipeError(
+                f"method {kernel.spec.name}: mergekit refuses it for {len(versions)} experts ({problem})."
+            ) from problem
 
 
 def _tensor_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7], "little")
-
-
-class _Reader:
-    """An expert's version of a tensor: the base's plus its delta, or the one in its checkpoint's files."""
-
-    def __init__(self, expert: Expert) -> None:
-        self._expert = expert
-        self._files = {} if expert.is_adapter else _checkpoint_index(expert)
-
-    def tensor(self, name: str, base: torch.Tensor) -> torch.Tensor:
-        """The tensor in float32, of the base's shape."""
-        if self._expert.is_adapter:
-            layer = self._expert.layers.get(name.removesuffix(".weight"))
-            return base if layer is None else base + layer.matrix()
-        if name not in self._files:
-            raise ModelError(
-                f"{self._expert.path}: expert {self._expert.name!r} has no tensor {name} of the base."
-            )
-        from safetensors import safe_open
-
-        path, key = self._files[name]
-        with safe_open(path, "pt") as stream:
-            tensor = stream.get_tensor(key).float()
-        if tensor.shape != base.shape:
-            raise ModelError(
-                f"{self._expert.path}: expert {self._expert.name!r} has {name} as {tuple(tensor.shape)}, "
-                f"the base {tuple(base.shape)}; only models of one architecture can be merged."
-            )
-        return tensor
-
-
-def _checkpoint_index(expert: Expert) -> dict[str, tuple[str, str]]:
-    """File and key of each tensor of a checkpoint, by its name inside the backbone."""
-    from safetensors import safe_open
-
-    index = {}
-    for path in sorted(expert.path.glob("*.safetensors")):
-        with safe_open(path, "pt") as stream:
-            for key in stream.keys():  # noqa: SIM118 (safe_open is no mapping)
-                index[plain_name(key)] = (str(path), key)
-    if not index:
-        raise ModelError(
-            f"{expert.path}: expert {expert.name!r} holds no safetensors weights; save it as such."
-        )
-    return index

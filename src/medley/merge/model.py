@@ -8,29 +8,32 @@ through mergekit's kernels tensor by tensor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from medley.collections import load_collection
 from medley.encoder import Retriever
 from medley.errors import RecipeError
 from medley.expert import Expert, base_fingerprint, base_tensors, check_compatible, open_base, read_expert
 from medley.fingerprint import fingerprint_file, fingerprint_folder
 from medley.lowrank import backbone
+from medley.merge.candidates import candidates
 from medley.merge.coefficients import Layout, layer_cuts, weights_array
 from medley.merge.concatenated import ConcatenatedAdapter, dense_merge, merge_adapters
+from medley.merge.dev_pools import dev_pools, ranking_retrievers
 from medley.merge.export import GateReport, Probe, ProbeVectors, encode_probe, export, model_card
-from medley.merge.methods import is_linear_in_deltas, merge_weights, sums_deltas
+from medley.merge.fullweights import merge_weights
+from medley.merge.learned import Learnable
+from medley.merge.methods import is_linear_in_deltas
+from medley.merge.outcome import SearchResult
 from medley.merge.pool import DevPool, PoolVectors, embed_pool
-from medley.merge.search import Embed, SearchResult, SearchSpace, search
+from medley.merge.search import search, store_folder
 from medley.merge.settings import MergeFile, MergeParameters
-
-if TYPE_CHECKING:
-    import torch
+from medley.merge.space import SearchSpace
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def open_merge(file: MergeFile, *, device: str | None = None) -> Merge:
     check_compatible(experts, base_identity=identity)
     tensors = base_tensors(base)
     cuts = layer_cuts(file.segments, int(backbone(base).config.num_hidden_layers))
-    layout = Layout(cuts)
+    layout = Layout(cuts, kinds=file.kinds)
     if file.keep is not None:
         for part in file.keep.tensors:
             if not any(part in name for name in tensors):
@@ -98,7 +101,7 @@ def open_merge(file: MergeFile, *, device: str | None = None) -> Merge:
                     f"keep.tensors: {part!r} is in no tensor's name of {file.base}; check its spelling."
                 )
         kept_from = None if file.keep.source == "base" else names.index(file.keep.source)
-        layout = Layout(cuts, file.keep.tensors, kept_from)
+        layout = Layout(cuts, file.keep.tensors, kept_from, file.kinds)
     parameters = file.parameters.in_order(names)
     if is_linear_in_deltas(file.method, parameters, experts):
         _check_parameters(file.method, parameters)
@@ -148,7 +151,8 @@ def merge_model(
     backbone(merge.base).to(getattr(_torch(), file.dtype))
     card = model_card(
         folder.name, base=file.base, method=file.method, experts=_identities(merge),
-        weights=dict(file.weights), details=dict(details or {}) | {"segments": merge.layout.segment_count},
+        weights={name: merge.layout.flat(weight, name) for name, weight in file.weights.items()},
+        details=dict(details or {}) | {"segments": merge.layout.segment_count},
     )  # fmt: skip
     return export(
         merge.base,
@@ -186,7 +190,8 @@ def _weights(merge: Merge) -> np.ndarray:
     """The file's weights; 1 each where the method takes none, an error where it does and none are given."""
     file = merge.file
     if file.weights:
-        return weights_array(file.weights, list(file.experts), merge.layout.segment_count)
+        flat = {name: merge.layout.flat(weight, f"weights.{name}") for name, weight in file.weights.items()}
+        return weights_array(flat, list(file.experts), merge.layout.segment_count)
     from mergekit import merge_methods
 
     if any(parameter.name == "weight" for parameter in merge_methods.get(file.method).spec.parameters):
@@ -194,54 +199,41 @@ def _weights(merge: Merge) -> np.ndarray:
     return np.ones((len(file.experts), merge.layout.segment_count))
 
 
-def search_merge(file: MergeFile, pools: Sequence[DevPool], *, device: str | None = None) -> SearchResult:
+def search_merge(
+    file: MergeFile,
+    pools: Sequence[DevPool] | None = None,
+    *,
+    device: str | None = None,
+    unfinished: Path | None = None,
+) -> SearchResult:
     """What `medley search-merge` does: score candidates on the pools in memory.
 
-    The pools come from pool.build_pool on the collections of `file.search.dev`.
+    Without `pools` they are made of the collections of `file.search.dev`. The folder `unfinished` keeps encodings, so
+    that a search that was killed goes on where it was.
     """
     merge = open_merge(file, device=device)
     space = merge.space()
     assert file.search is not None  # space() raised otherwise
-    with embedding(merge, pools) as embed:
-        return search(embed, pools, space, file.search)
+    model = merge.base.identity()  # before anything is attached: template, pooling and dtype are in it
+    with candidates(
+        merge.base, merge.experts, method=file.method, parameters=merge.parameters, layout=merge.layout
+    ) as apply:
+        if pools is None:
+            collections = {spec: load_collection(spec, default_split="dev") for spec in file.search.dev}
+            each = ranking_retrievers(apply, space.shape, file.search.rankers)
+            pools = dev_pools(file.search, collections, retrievers=each, seed=file.search.seed)
+        chosen = pools
 
+        def embed(effective_KS: np.ndarray) -> list[PoolVectors]:
+            retriever = apply(effective_KS)
+            return [embed_pool(retriever, pool) for pool in chosen]
 
-@contextmanager
-def embedding(merge: Merge, pools: Sequence[DevPool]) -> Iterator[Embed]:
-    """A function from coefficients to the pools' vectors; leaving restores the base."""
-    if merge.is_adapter:
-        with ConcatenatedAdapter(merge.base, merge.experts, layout=merge.layout) as adapter:
-
-            def embed_adapter(effective_KS: np.ndarray) -> list[PoolVectors]:
-                adapter.set_coefficients(effective_KS)
-                return [embed_pool(merge.base, pool) for pool in pools]
-
-            yield embed_adapter
-        return
-    original = {name: tensor.detach().clone() for name, tensor in base_tensors(merge.base).items()}
-
-    # effective coefficients of a sum of deltas are plain task arithmetic, normalised or scaled already
-    summed = sums_deltas(merge.file.method, merge.parameters)
-    method = "task_arithmetic" if summed else merge.file.method
-    parameters = MergeParameters.model_validate({}) if summed else merge.parameters
-
-    def embed_dense(effective_KS: np.ndarray) -> list[PoolVectors]:
-        _restore(merge.base, original)
-        merge_weights(
-            merge.base, merge.experts, effective_KS, method=method, parameters=parameters, layout=merge.layout
-        )
-        return [embed_pool(merge.base, pool) for pool in pools]
-
-    try:
-        yield embed_dense
-    finally:
-        _restore(merge.base, original)
-
-
-def _restore(retriever: Retriever, original: Mapping[str, torch.Tensor]) -> None:
-    with _torch().no_grad():
-        for name, tensor in base_tensors(retriever).items():
-            tensor.copy_(original[name])
+        store = None
+        if unfinished is not None:
+            made_of = {**provenance(merge), "weights": None}
+            store = store_folder(unfinished, pools, space, model=model, made_of=made_of)
+        learnable = Learnable(merge.base, merge.experts, merge.layout) if merge.is_adapter else None
+        return search(embed, pools, space, file.search, store=store, learnable=learnable)
 
 
 def provenance(merge: Merge) -> dict[str, Any]:
@@ -249,8 +241,9 @@ def provenance(merge: Merge) -> dict[str, Any]:
     file = merge.file
     return {
         "method": file.method,
-        "weights": {name: list(w) if isinstance(w, tuple) else w for name, w in file.weights.items()},
+        "weights": file.model_dump(mode="json")["weights"],
         "cuts": list(merge.layout.cuts),
+        "kinds": list(merge.layout.kinds),
         "parameters": merge.parameters.given(),
         "keep": None if file.keep is None else file.keep.model_dump(mode="json", by_alias=True),
         "base": file.base,

@@ -3,13 +3,14 @@
 A pool holds a dev split's queries (a seeded sample where there are many), their judged passages and those
 that BM25 or other rankers put high, up to a size; a small corpus is taken whole. It is fixed before the
 search, so all candidates rank the same passages. Gains are linear and the discount log2(rank + 1), as in
-trec_eval; ties go to the passage id that sorts first.
+trec_eval; ties go to the passage id that sorts first. Several pools make one score: their weighted mean, or the worst.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -20,11 +21,16 @@ from medley.fingerprint import fingerprint
 from medley.search import Ranking, rank_with_bm25, similarity_of
 
 CUTOFF = 10
+Objective = Literal["mean", "worst"]
+"""What several collections' scores make: their mean by weight, or the lowest of them."""
 
 
 @dataclass(frozen=True)
 class DevPool:
-    """The queries and passages of one dev collection; `passages` are in the order of their ids."""
+    """The queries and passages of one dev collection; `passages` are in the order of their ids.
+
+    `weight` is its share of the mean, relative to the others'; `general` tells it from the domain's collections.
+    """
 
     name: str
     query_ids: tuple[str, ...]
@@ -32,6 +38,8 @@ class DevPool:
     passages: tuple[Passage, ...]
     judgements: Judgements
     instruction: str | None = None
+    weight: float = 1.0
+    general: bool = False
 
     @property
     def identity(self) -> str:
@@ -52,11 +60,15 @@ class PoolVectors:
 
 @dataclass(frozen=True)
 class CandidateScore:
-    """nDCG@10 of a candidate: the mean over dev collections, each one's mean over queries, and (Q,) of each query."""
+    """nDCG@10 of a candidate: over dev collections, each one's mean over queries, and (Q,) of each query.
+
+    `shares` is what each collection counts in `score`, summing to one.
+    """
 
     score: float
     scores: Mapping[str, float]
     per_query: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
+    shares: Mapping[str, float] = field(default_factory=dict, compare=False, repr=False)
 
 
 def build_pool(
@@ -67,6 +79,8 @@ def build_pool(
     rankings: Sequence[Mapping[str, Ranking]] | None = None,
     instruction: str | None = None,
     seed: int = 13,
+    weight: float = 1.0,
+    general: bool = False,
 ) -> DevPool:
     """Choose a pool of a dev collection.
 
@@ -74,10 +88,7 @@ def build_pool(
     passages come first, then each query's next best of each ranking in turn until the pool is full. Queries
     without a relevant passage are left out, as no ranking of them scores.
     """
-    judged_queries = sorted(query_id for query_id in collection.queries if collection.positives(query_id))
-    if len(judged_queries) > max_queries:
-        chosen = np.random.default_rng(seed).choice(len(judged_queries), max_queries, replace=False)
-        judged_queries = [judged_queries[index] for index in sorted(chosen)]
+    judged_queries = pooled_queries(collection, max_queries, seed)
     if len(collection.corpus) <= max_passages:
         passages = list(collection.corpus)
     else:
@@ -97,7 +108,18 @@ def build_pool(
             for query_id in judged_queries
         },
         instruction=instruction,
+        weight=weight,
+        general=general,
     )
+
+
+def pooled_queries(collection: Collection, max_queries: int, seed: int) -> list[str]:
+    """The queries of a pool: those with a relevant passage, a seeded sample where there are many."""
+    judged = sorted(query_id for query_id in collection.queries if collection.positives(query_id))
+    if len(judged) <= max_queries:
+        return judged
+    chosen = np.random.default_rng(seed).choice(len(judged), max_queries, replace=False)
+    return [judged[index] for index in sorted(chosen)]
 
 
 def _fill(
@@ -137,24 +159,67 @@ def score_candidate(retriever: Retriever, pools: Sequence[DevPool]) -> Candidate
     return score_vectors(pools, [embed_pool(retriever, pool) for pool in pools])
 
 
-def score_vectors(pools: Sequence[DevPool], vectors: Sequence[PoolVectors]) -> CandidateScore:
+def score_vectors(
+    pools: Sequence[DevPool], vectors: Sequence[PoolVectors], *, objective: Objective = "mean"
+) -> CandidateScore:
     """Score already encoded pools, in the order of the pools."""
     per_query = {
         pool.name: ndcg_at_10(encoded.queries @ encoded.passages.T, judged_pairs(pool))
         for pool, encoded in zip(pools, vectors, strict=True)
     }
-    scores = {name: float(scores_Q.mean()) for name, scores_Q in per_query.items()}
-    return CandidateScore(float(np.mean(list(scores.values()))), scores, per_query)
+    return score_queries(pools, per_query, objective=objective)
+
+
+def score_queries(
+    pools: Sequence[DevPool], per_query: Mapping[str, np.ndarray], *, objective: Objective = "mean"
+) -> CandidateScore:
+    """The score that the queries' scores make; a collection without a query among them does not count."""
+    counted = [pool for pool in pools if len(per_query[pool.name])]
+    means_P = np.array([per_query[pool.name].mean() for pool in counted])
+    score, shares_P = combine(means_P, np.array([pool.weight for pool in counted]), objective)
+    names = [pool.name for pool in counted]
+    return CandidateScore(
+        float(score),
+        dict(zip(names, means_P.tolist(), strict=True)),
+        {name: per_query[name] for name in names},
+        dict(zip(names, shares_P.tolist(), strict=True)),
+    )
+
+
+def combine(
+    scores_XP: np.ndarray, weights_P: np.ndarray, objective: Objective
+) -> tuple[np.ndarray, np.ndarray]:
+    """One score from the collections' (along the last axis), and the share (X, P) that each one has in it."""
+    if objective == "worst":
+        shares_XP = np.eye(scores_XP.shape[-1])[scores_XP.argmin(axis=-1)]
+    else:
+        shares_XP = np.broadcast_to(weights_P / weights_P.sum(), scores_XP.shape)
+    return (scores_XP * shares_XP).sum(axis=-1), shares_XP
 
 
 def standard_error(a: CandidateScore, b: CandidateScore) -> float:
-    """Standard error of the difference between two candidates' scores: queries paired, collections weigh the same."""
+    """Standard error of the difference between two candidates' scores: queries paired, collections by a's shares."""
     variances = [
-        np.var(a.per_query[name] - b.per_query[name], ddof=1) / len(a.per_query[name])
-        for name in a.per_query
+        share**2 * np.var(a.per_query[name] - b.per_query[name], ddof=1) / len(a.per_query[name])
+        for name, share in a.shares.items()
         if len(a.per_query[name]) > 1
     ]
-    return float(np.sqrt(np.sum(variances)) / max(1, len(a.per_query)))
+    return float(np.sqrt(np.sum(variances)))
+
+
+def split_queries(pools: Sequence[DevPool], share: float, seed: int) -> dict[str, np.ndarray]:
+    """For each pool which queries (Q,) are held out from the search to confirm what it found: a seeded share.
+
+    At least one query stays with the search; with a share of 0 none is held out.
+    """
+    held_out = {}
+    for index, pool in enumerate(pools):
+        count = len(pool.query_ids)
+        order = np.random.default_rng([seed, index]).permutation(count)
+        mask_Q = np.zeros(count, dtype=bool)
+        mask_Q[order[: min(round(share * count), count - 1)]] = True
+        held_out[pool.name] = mask_Q
+    return held_out
 
 
 @dataclass(frozen=True)

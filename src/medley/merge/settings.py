@@ -7,7 +7,7 @@ and `dtype`; slices, modules and tokenizer surgery have no counterpart and are r
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from medley.encoder import RetrieverSettings
 from medley.errors import RecipeError
-from medley.merge.coefficients import Segments, Weight
+from medley.merge.coefficients import Kind, Segments, Weight
 
 METHODS = (
     "linear", "task_arithmetic", "ties", "dare_ties", "dare_linear", "della", "della_linear", "breadcrumbs",
@@ -54,11 +54,14 @@ class MergeParameters(BaseModel):
     tol: float | None = Field(None, description="Karcher mean: tolerance")
     r: float | None = Field(None, description="RAM+ rescaling strength")
     alpha: float | None = Field(None, description="RAM+ rescaling cap")
+    from_base: bool = Field(
+        True, description="multi-SLERP and NuSLERP: merge updates of the base rather than whole weights"
+    )
     seed: int = Field(13, description="for methods that draw at random (DARE, DELLA)")
 
     def given(self) -> dict[str, Any]:
         """The parameters that were given, by mergekit's names."""
-        return self.model_dump(by_alias=True, exclude_none=True, exclude={"seed"})
+        return self.model_dump(by_alias=True, exclude_none=True, exclude={"seed", "from_base"})
 
     def in_order(self, names: list[str]) -> MergeParameters:
         """The same with each mapping by expert turned into a tuple in the experts' order."""
@@ -90,22 +93,68 @@ class SearchSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    strategy: Literal["surrogate", "random", "grid"] = Field(
+    strategy: Literal["surrogate", "random", "grid", "tpe", "cmaes", "learned"] = Field(
         "surrogate",
-        description="surrogate: score the grid on interpolated vectors, verify the best; or sample; or all",
+        description="surrogate: score the grid on interpolated vectors, verify the best; grid: all; random, tpe, "
+        "cmaes: sample; learned: by gradient",
     )
     encodings: int = Field(12, ge=1, description="how often the dev pool may be encoded")
     grid: tuple[float, ...] = Field(
         (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), min_length=2, description="values of each weight"
     )
     dev: tuple[str, ...] = Field((), description="collections that candidates are scored on")
+    objective: Literal["mean", "worst"] = Field(
+        "mean", description="what the dev collections' scores make: their mean by weight, or the lowest"
+    )
+    weights: dict[str, float] = Field(
+        default_factory=dict, description="of dev collections in the mean, where not 1"
+    )
+    general: tuple[str, ...] = Field(
+        (),
+        description="dev collections that are not of the domain, for the Pareto front of domain against general",
+    )
+    confirm: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the dev queries held out from the search to choose among its best",
+    )
     choose: Literal["best", "simplest"] = Field(
         "best",
-        description="best: the highest dev score; simplest: the most uniform within one standard error of it",
+        description="best: the highest dev score; simplest: the simplest (uniform, fewer experts) within one "
+        "standard error of it",
+    )
+    patience: int = Field(
+        6, ge=1, description="surrogate: encodings without a gain after which it stops before the budget"
+    )
+    continuous: bool = Field(
+        True,
+        description="tpe and cmaes: draw between the smallest and largest value of the grid, not from the grid",
+    )
+    penalty: float = Field(
+        0.1, ge=0, description="learned: of the weights' variance around their mean, added to the loss"
+    )
+    storage: str | None = Field(
+        None,
+        description="tpe and cmaes: a journal file, or a database URL, that several processes or machines share",
+    )
+    rankers: tuple[Literal["bm25", "base", "experts"], ...] = Field(
+        ("bm25",), description="who says which passages of a large corpus are hard enough for the pool"
     )
     pool_size: int = Field(2000, ge=10, description="passages of a dev collection that are encoded")
     queries: int = Field(200, ge=1, description="queries of a dev collection that are encoded, at most")
     seed: int = Field(13, description="for sampling queries, passages and candidates")
+
+    def check_dev(self, dev: Sequence[str], where: str) -> None:
+        """Raise ValueError where `weights` or `general` name what is no dev collection, or weigh it below zero."""
+        for key, named in (("weights", self.weights), ("general", self.general)):
+            for spec in named:
+                if spec not in dev:
+                    raise ValueError(
+                        f"search.{key}: {spec!r} is no collection of {where}{_nearest(spec, dev)}"
+                    )
+        if any(weight <= 0 for weight in self.weights.values()):
+            raise ValueError("search.weights: must be above 0; leave a collection out of `dev` instead")
 
 
 class MergeFile(BaseModel):
@@ -117,9 +166,13 @@ class MergeFile(BaseModel):
     experts: dict[str, str] = Field(min_length=1, description="path of each expert by name")
     method: str = Field("linear", description="any method mergekit names")
     weights: dict[str, Weight] = Field(
-        default_factory=dict, description="by expert; a list has one per segment"
+        default_factory=dict,
+        description="by expert: a number, or a list with one per segment, or either by kind of tensor",
     )
     segments: Segments = Field(1, description="parts in depth: a number, cut points in layers, or `layers`")
+    kinds: tuple[Kind, ...] = Field(
+        (), description="kinds of tensors with weights of their own; `other` is all that are not named"
+    )
     parameters: MergeParameters = Field(default_factory=MergeParameters)  # type: ignore[arg-type]
     keep: KeepSettings | None = Field(None, description="what is taken unmerged")
     output: Literal["weights", "adapter"] = Field(
@@ -139,6 +192,8 @@ class MergeFile(BaseModel):
     def _names_agree(self) -> Self:
         if self.method not in METHODS:
             raise ValueError(f"method: there is no {self.method!r}{_nearest(self.method, METHODS)}")
+        if self.search is not None:
+            self.search.check_dev(self.search.dev, "search.dev")
         if self.weights and (mistake := _name_mistake(self.weights, list(self.experts))):
             raise ValueError(f"weights: {mistake}")
         if self.keep is not None and self.keep.source not in ("base", *self.experts):

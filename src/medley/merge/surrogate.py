@@ -1,166 +1,149 @@
-"""Surrogate search: score the whole grid on interpolated vectors, encode only the most promising points.
+"""The surrogate: what a candidate's vectors will be, interpolated from those that have been encoded.
 
-Near the base a vector moves almost linearly with the deltas' coefficients, so with e_0 of the base and e_ks
-of expert k's delta alone in segment s, a candidate's vector is about e_0 + sum_ks a_ks (e_ks - e_0), scaled
-back to length 1 where cosine ranks. K S + 1 encodings of the pools are the basis; after that any candidate is
-scored by matrix algebra. Each verified candidate corrects the scores around it before the next one is picked:
-the surrogate's errors, weighted by closeness, are added.
+Near the base a vector moves almost linearly with the deltas' coefficients, so with e_0 of the base and e_k of delta k
+alone, a candidate's vector is about e_0 + sum_k a_k (e_k - e_0), scaled back to length 1 where cosine ranks. Every
+candidate that is encoded for real becomes one more node, through which the interpolation then passes exactly: cubic
+radial basis functions with a linear tail (Powell 1992; Gutmann 2001), which with the first nodes alone is the linear
+formula. Distance between candidates is how far the linear formula moves the vectors between them, so an expert that
+changes little counts little. The result is a weight for each node; gram.py scores whole grids of such weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from medley.errors import RecipeError
-from medley.merge.pool import CandidateScore, DevPool, PoolVectors, score_vectors, unit
-from medley.merge.search import (
-    Candidate,
-    Embed,
-    SearchResult,
-    SearchSpace,
-    best_of,
-    make_candidate,
-    unevenness,
+from medley.merge.gram import PoolGram
+from medley.merge.pool import (
+    CandidateScore,
+    DevPool,
+    Objective,
+    PoolVectors,
+    combine,
+    score_vectors,
+    unit,
 )
-from medley.progress import progress
 
-SCORED = 10_000
-"""Grid points scored on the surrogate, at most; a larger grid is sampled."""
-REACH = 0.15
-"""Distance in coefficients over which a verified candidate's error counts for its neighbours."""
-SHRINKAGE = 0.1
-"""How much closeness it takes for a correction to count in full."""
-REPORTED = 50
-"""Best surrogate-scored candidates that the result lists after the encoded ones."""
+SAME = 1e-9
+"""Places closer than this are one node."""
 
 
 @dataclass(frozen=True)
 class Surrogate:
-    """The basis of one search: the pools under the base, and under each delta alone (K S of them, S
-    fastest)."""
+    """Nodes: their places (N, X), X = experts x segments, and the pools' vectors there, base first.
+
+    The first X + 1 are the base and each delta alone, whose places are zero and the unit vectors.
+    """
 
     pools: Sequence[DevPool]
-    base: Sequence[PoolVectors]
-    alone: Sequence[Sequence[PoolVectors]]
+    places_NX: np.ndarray
+    nodes: tuple[Sequence[PoolVectors], ...]
+    metric_XX: np.ndarray
 
-    def vectors(self, effective_KS: np.ndarray) -> list[PoolVectors]:
-        """The interpolated vectors of every pool at the deltas' coefficients."""
-        coefficients = effective_KS.ravel()
+    @classmethod
+    def of_basis(cls, pools: Sequence[DevPool], basis: Sequence[Sequence[PoolVectors]]) -> Surrogate:
+        """The linear formula: from the base's vectors and those of each delta alone."""
+        count = len(basis) - 1
+        moves_XV = np.stack([_stacked(node) - _stacked(basis[0]) for node in basis[1:]])
+        metric_XX = moves_XV @ moves_XV.T
+        places_NX = np.concatenate([np.zeros((1, count)), np.eye(count)])
+        return cls(pools, places_NX, tuple(basis), metric_XX / max(np.trace(metric_XX) / count, 1e-12))
+
+    def with_node(self, place_X: np.ndarray, vectors: Sequence[PoolVectors]) -> Surrogate:
+        """The surrogate that also knows the vectors at a place; a place that is known already changes nothing."""
+        if np.abs(self.places_NX - place_X).max(axis=1).min() < SAME:
+            return self
+        return replace(self, places_NX=np.vstack([self.places_NX, place_X]), nodes=(*self.nodes, vectors))
+
+    @property
+    def cosine(self) -> bool:
+        """Whether vectors have length 1, so that cosine ranks."""
+        return all(np.allclose(np.linalg.norm(v.passages, axis=1), 1.0, atol=1e-3) for v in self.nodes[0])
+
+    def weights(self, places_CX: np.ndarray) -> np.ndarray:
+        """The nodes' weights (C, N) at each place; they sum to one."""
+        count, dimensions = self.places_NX.shape
+        tail_NY = np.column_stack([np.ones(count), self.places_NX])
+        tail_CY = np.column_stack([np.ones(len(places_CX)), places_CX])
+        if count == dimensions + 1:
+            linear_CN: np.ndarray = tail_CY @ np.linalg.inv(tail_NY)
+            return linear_CN
+        zeros_YY = np.zeros((dimensions + 1, dimensions + 1))
+        system = np.block([[self._cubes(self.places_NX), tail_NY], [tail_NY.T, zeros_YY]])
+        right_side = np.column_stack([self._cubes(places_CX), tail_CY])
+        weights_CN: np.ndarray = np.linalg.solve(system, right_side.T).T[:, :count]
+        return weights_CN
+
+    def _cubes(self, places_CX: np.ndarray) -> np.ndarray:
+        """Cubed distances (C, N) of places to the nodes."""
+        moves_CNX = places_CX[:, None] - self.places_NX[None]
+        squares_CN = np.einsum("cnx,xy,cny->cn", moves_CNX, self.metric_XX, moves_CNX)
+        # a little of the plain distance, so that two places are never one, even where an expert changes nothing
+        squares_CN += 1e-6 * (moves_CNX**2).sum(axis=2)
+        cubes_CN: np.ndarray = np.maximum(squares_CN, 0.0) ** 1.5
+        return cubes_CN
+
+    def vectors(self, place: np.ndarray) -> list[PoolVectors]:
+        """The interpolated vectors of every pool at a place, (X,) or (experts, segments)."""
+        weights_N = self.weights(place.reshape(1, -1))[0].astype(np.float32)
         interpolated = []
-        for index, base in enumerate(self.base):
-            queries, passages = base.queries.copy(), base.passages.copy()
-            for coefficient, basis in zip(coefficients, self.alone, strict=True):
-                if coefficient:
-                    queries += np.float32(coefficient) * (basis[index].queries - base.queries)
-                    passages += np.float32(coefficient) * (basis[index].passages - base.passages)
-            if _of_unit_length(base):
-                queries, passages = unit(queries), unit(passages)
-            interpolated.append(PoolVectors(queries, passages))
+        for index in range(len(self.pools)):
+            queries = sum(w * node[index].queries for w, node in zip(weights_N, self.nodes, strict=True))
+            passages = sum(w * node[index].passages for w, node in zip(weights_N, self.nodes, strict=True))
+            assert isinstance(queries, np.ndarray) and isinstance(passages, np.ndarray)
+            interpolated.append(
+                PoolVectors(unit(queries), unit(passages)) if self.cosine else PoolVectors(queries, passages)
+            )
         return interpolated
 
-    def score(self, effective_KS: np.ndarray) -> CandidateScore:
+    def score(self, place: np.ndarray) -> CandidateScore:
         """The interpolated vectors' score."""
-        return score_vectors(self.pools, self.vectors(effective_KS))
+        return score_vectors(self.pools, self.vectors(place))
 
 
-def _of_unit_length(vectors: PoolVectors) -> bool:
-    return bool(np.allclose(np.linalg.norm(vectors.passages, axis=1), 1.0, atol=1e-3))
+class GridScorer:
+    """Scores many places on a growing surrogate, on the queries where `counted` (by pool) is true."""
 
-
-def build_surrogate(
-    embed: Embed, pools: Sequence[DevPool], shape: tuple[int, int], *, advance: Callable[[int], None]
-) -> Surrogate:
-    """Encode the pools under the base and under each expert's delta alone in each segment."""
-    base = list(embed(np.zeros(shape)))
-    advance(1)
-    alone = []
-    for index in range(shape[0] * shape[1]):
-        unit_KS = np.zeros(shape)
-        unit_KS.flat[index] = 1.0
-        alone.append(list(embed(unit_KS)))
-        advance(1)
-    return Surrogate(pools, base, alone)
-
-
-def surrogate_search(
-    embed: Embed, pools: Sequence[DevPool], space: SearchSpace, *, encodings: int, seed: int
-) -> SearchResult:
-    """Search within `encodings` encodings of the pools, the basis included.
-
-    The uniform merge is verified first, then the uniform one whose scale the surrogate likes best; with one
-    segment each expert alone is a candidate too, as the basis has it. Raises RecipeError when the method does not
-    add deltas, or the budget does not reach beyond the basis.
-    """
-    basis_size = space.shape[0] * space.shape[1] + 1
-    if not space.sums_deltas:
-        raise RecipeError(
-            f"search: the surrogate needs a method that adds deltas (normalised linear, task_arithmetic), "
-            f"not {space.method}; use strategy random or grid."
-        )
-    if encodings < basis_size + 2:
-        raise RecipeError(
-            f"search: the surrogate's basis takes {basis_size} encodings and verifying at least 2, "
-            f"the budget is {encodings}; raise `encodings` to {basis_size + 2} or more."
-        )
-    with progress("merge candidates", encodings) as advance:
-        surrogate = build_surrogate(embed, pools, space.shape, advance=advance)
-        candidates, taken = _experts_alone(surrogate, space)
-        grid = space.all_or_sample(SCORED, seed)
-        points = [point for point in grid if space.key(point) not in taken]
-        points = [
-            space.uniform(),
-            *(point for point in points if space.key(point) != space.key(space.uniform())),
+    def __init__(
+        self, surrogate: Surrogate, counted: Mapping[str, np.ndarray], objective: Objective = "mean"
+    ) -> None:
+        self.surrogate = surrogate
+        self._pools = [pool for pool in surrogate.pools if counted[pool.name].any()]
+        self._objective: Objective = objective
+        by_pool = list(zip(*surrogate.nodes, strict=True))
+        self._grams = [
+            PoolGram(pool, counted[pool.name], nodes, cosine=surrogate.cosine)
+            for pool, nodes in zip(surrogate.pools, by_pool, strict=True)
+            if counted[pool.name].any()
         ]
-        effective_CKS = np.stack([space.effective(point) for point in points])
-        guesses = [surrogate.score(effective_KS) for effective_KS in effective_CKS]
-        guesses_C = np.array([guess.score for guess in guesses])
-        unevenness_C = np.array([unevenness(point) for point in points])
-        verified: dict[int, float] = {}
-        while len(verified) < min(encodings - basis_size, len(points)):
-            corrected_C = guesses_C + _corrections(effective_CKS, verified)
-            corrected_C[list(verified)] = -np.inf
-            if len(verified) == 1:  # how far to go, with equal weights
-                uniform_C = np.where(unevenness_C > 0, -np.inf, corrected_C)
-                corrected_C = uniform_C if np.isfinite(uniform_C).any() else corrected_C
-            # the first is uniform; afterwards the best, ties to the more uniform, then to the earlier
-            index = int(np.lexsort((unevenness_C, -corrected_C))[0]) if verified else 0
-            score = score_vectors(pools, embed(effective_CKS[index]))
-            verified[index] = score.score - float(guesses_C[index])
-            candidates.append(make_candidate(space, points[index], score))
-            advance(1)
-    rest = [index for index in np.lexsort((unevenness_C, -guesses_C)) if index not in verified][:REPORTED]
-    guessed = [make_candidate(space, points[index], guesses[index], real=False) for index in rest]
-    return SearchResult(
-        "surrogate", space.method, basis_size + len(verified), best_of(candidates), (*candidates, *guessed)
+        self._positions = [i for i, pool in enumerate(surrogate.pools) if counted[pool.name].any()]
+
+    def add(self, place_X: np.ndarray, vectors: Sequence[PoolVectors]) -> None:
+        """Let the surrogate know what a place's vectors really are."""
+        grown = self.surrogate.with_node(place_X, vectors)
+        if grown is not self.surrogate:
+            self.surrogate = grown
+            for position, gram in zip(self._positions, self._grams, strict=True):
+                gram.add(vectors[position])
+
+    def score(self, places_CX: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The score (C,) at each place, and each pool's (C, P)."""
+        weights_CN = self.surrogate.weights(places_CX)
+        scores_CP = np.stack([gram.score(weights_CN) for gram in self._grams], axis=1)
+        return combine(scores_CP, np.array([pool.weight for pool in self._pools]), self._objective)[
+            0
+        ], scores_CP
+
+    @property
+    def names(self) -> list[str]:
+        """The pools in the order of the scores' columns."""
+        return [pool.name for pool in self._pools]
+
+
+def _stacked(vectors: Sequence[PoolVectors]) -> np.ndarray:
+    """All vectors of all pools as one (V,)."""
+    return np.concatenate([side.ravel() for v in vectors for side in (v.queries, v.passages)]).astype(
+        np.float64
     )
-
-
-def _experts_alone(
-    surrogate: Surrogate, space: SearchSpace
-) -> tuple[list[Candidate], set[tuple[float, ...]]]:
-    """Candidates that the basis has encoded already, where weight one means coefficient one, and their
-    keys."""
-    candidates, keys = [], set()
-    if space.segment_count == 1:
-        for index, vectors in enumerate(surrogate.alone):
-            weights_KS = np.zeros(space.shape)
-            weights_KS[index] = 1.0
-            if np.array_equal(space.effective(weights_KS), weights_KS):
-                candidates.append(make_candidate(space, weights_KS, score_vectors(surrogate.pools, vectors)))
-                keys.add(space.key(weights_KS))
-    return candidates, keys
-
-
-def _corrections(effective_CKS: np.ndarray, verified: dict[int, float]) -> np.ndarray:
-    """For each candidate, the surrogate's mean error at the verified ones by closeness; zero far from all."""
-    if not verified:
-        return np.zeros(len(effective_CKS))
-    flat_CX = effective_CKS.reshape(len(effective_CKS), -1)
-    indices = list(verified)
-    distances_CV = np.linalg.norm(flat_CX[:, None] - flat_CX[None, indices], axis=2)
-    closeness_CV = np.exp(-0.5 * (distances_CV / REACH) ** 2)
-    errors_V = np.array([verified[index] for index in indices])
-    return (closeness_CV @ errors_V) / (closeness_CV.sum(axis=1) + SHRINKAGE)

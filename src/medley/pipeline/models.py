@@ -14,7 +14,7 @@ from medley.encoder import (
     encode_queries,
     save_retriever,
 )
-from medley.files import read_json, write_json
+from medley.files import read_json, remove, write_json
 from medley.fingerprint import fingerprint_path
 from medley.pairs import TrainingPair
 from medley.pipeline.data import assemble_pairs
@@ -26,6 +26,8 @@ from medley.train.stopping import Score
 PROMPT = "prompt.json"
 TRAINING = "training.json"
 SEARCH = "search.json"
+ENCODINGS = "encodings"
+"""Folder of a run with the encodings of an unfinished search."""
 PROBE_TEXTS = 16
 """Dev queries and passages that the export gate encodes."""
 
@@ -213,38 +215,62 @@ def _layout(recipe: Recipe, retriever: Retriever) -> Any:
 
 
 def build_search(recipe: Recipe, inputs: Inputs, out: Path, needs: Mapping[str, Path]) -> dict[str, Any]:
-    """Search the coefficients of every method on dev, in memory; keep the best of the best."""
+    """Search the coefficients of every method on dev, in memory; keep the best of the best.
+
+    Encodings are kept in the run's folder until the search is done, so a search that was killed goes on where it was.
+    """
     from medley.expert import base_fingerprint, check_compatible
-    from medley.merge.concatenated import ConcatenatedAdapter
+    from medley.merge.candidates import candidates
+    from medley.merge.dev_pools import dev_pools, ranking_retrievers
+    from medley.merge.learned import Learnable
     from medley.merge.pool import PoolVectors, embed_pool
-    from medley.merge.search import SearchSpace, search
+    from medley.merge.search import search, store_folder
+    from medley.merge.settings import MergeParameters
+    from medley.merge.space import SearchSpace
 
     experts = read_experts(recipe, needs)
     retriever = _base_retriever(recipe, needs, instruction_of(needs, ALL))
     check_compatible(experts, base_identity=base_fingerprint(retriever))
     layout = _layout(recipe, retriever)
     settings = recipe.merge.search.model_copy(update={"seed": recipe.seed})
-    pools = [
-        _pool(recipe, inputs, spec, passages=settings.pool_size, queries=settings.queries)
-        for spec in recipe.merge.dev
-    ]
+    model = retriever.identity()
+    made_of = [fingerprint_path(needs[f"train/{name}"] / "adapter") for name in recipe.experts]
+    unfinished = out.parents[2] / ENCODINGS
     results = {}
-    with ConcatenatedAdapter(retriever, experts, layout=layout) as adapter:
-
-        def embed(coefficients_KS: Any) -> list[PoolVectors]:
-            adapter.set_coefficients(coefficients_KS)
-            return [embed_pool(retriever, pool) for pool in pools]
-
-        for method in recipe.merge.methods:
+    for method in recipe.merge.methods:
+        with candidates(
+            retriever, experts, method=method, parameters=MergeParameters.model_validate({}), layout=layout
+        ) as apply:
             space = SearchSpace(tuple(recipe.experts), tuple(settings.grid), layout.segment_count, method)
-            results[method] = search(embed, pools, space, settings)
-    method = max(results, key=lambda name: results[name].best.score)
+            pools = dev_pools(
+                settings,
+                {spec: inputs.collection(spec) for spec in recipe.merge.dev},
+                instruction_for=recipe.instruction_for,
+                retrievers=ranking_retrievers(apply, space.shape, settings.rankers),
+                seed=recipe.seed,
+            )
+
+            def embed(coefficients_KS: Any, apply: Any = apply, pools: Any = pools) -> list[PoolVectors]:
+                merged = apply(coefficients_KS)
+                return [embed_pool(merged, pool) for pool in pools]
+
+            store = store_folder(unfinished, pools, space, model=model, made_of=[made_of, layout.cuts])
+            learnable = Learnable(retriever, experts, layout)
+            results[method] = search(embed, pools, space, settings, store=store, learnable=learnable)
+    method = max(results, key=lambda name: _confirmed(results[name].best))
     found = {**results[method].as_json(), "method": method}
     found["methods"] = {
-        name: {"score": r.best.score, "encodings": r.encodings} for name, r in results.items()
+        name: {"score": _confirmed(r.best), "encodings": r.encodings} for name, r in results.items()
     }
     write_json(out / SEARCH, found)
+    remove(unfinished)
     return {"method": method, **found["best"], "encodings": sum(r.encodings for r in results.values())}
+
+
+def _confirmed(candidate: Any) -> float:
+    """On the held-out dev queries where there are any."""
+    score: float = (candidate.confirm or candidate).score
+    return score
 
 
 def build_merged(recipe: Recipe, inputs: Inputs, out: Path, needs: Mapping[str, Path]) -> dict[str, Any]:
