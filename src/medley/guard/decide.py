@@ -23,7 +23,7 @@ from medley.pairs import TrainingPair
 
 if TYPE_CHECKING:
     from medley.encoder import Retriever
-    from medley.llm import ChatModel
+    from medley.llm import ChatModel, Ledger
 
 Place = tuple[int, int]
 """(row, position of the negative in it)."""
@@ -53,11 +53,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Guarded:
-    """The pairs in the order given, new rows of promoted passages, and JSON-like counts."""
+    """The pairs in the order given, new rows of promoted passages, JSON-like counts, and what the judge cost."""
 
     pairs: list[TrainingPair]
     promoted: list[TrainingPair]
     counts: dict[str, Any]
+    ledger: Ledger | None = None
 
 
 def guard_negatives(
@@ -105,7 +106,7 @@ def guard_negatives(
                 work.verdicts[place] = _of_judge(found, settings.judge)
     work.verdicts |= suspects
     work.drop_duplicates_of_promoted()
-    return work.result(judge_counts)
+    return replace(work.result(judge_counts), ledger=None if chat is None else chat.ledger)
 
 
 def _of_judge(found: Judgement, settings: JudgeSettings) -> Verdict:

@@ -16,13 +16,13 @@ from medley.collections import Passage
 from medley.errors import LeakError, MedleyError
 from medley.files import write_json
 from medley.leaks import blocking, find_leaks
+from medley.llm import Ledger
 from medley.origins import RECORDS, without_negatives
 from medley.pairs import TrainingPair, pairs_from_collection, read_pairs, write_pairs
 from medley.pipeline.guarding import guard_rows, read_promoted, with_guard_counts, write_promoted
 from medley.pipeline.inputs import Inputs, expanded
 from medley.pipeline.writing import write_negatives, write_queries
 from medley.recipe import Recipe, Source
-from medley.synthesize.generated import Generated
 
 PAIRS = "pairs.jsonl"
 COUNTS = "counts.json"
@@ -45,7 +45,7 @@ def build_source(
     counts: dict[str, Any] = {}
     if source.corpus is not None:
         written = write_queries(recipe, inputs, name, out.parents[2] / LLM_CACHE)
-        pairs, counts = list(written.pairs), {"counts": dict(written.counts), **_paid(written)}
+        pairs, counts = list(written.pairs), {"counts": dict(written.counts), **_paid(llm=written.ledger)}
         write_json(out / COUNTS, dict(written.counts))
     else:
         pairs = _read(source, inputs, name)
@@ -124,7 +124,7 @@ def build_mined(
     write_promoted(out, guarded.promoted)
     counts = with_guard_counts(mined.counts, guarded, "negatives")
     write_json(out / COUNTS, counts)
-    return {"pairs": len(guarded.pairs), "counts": counts}
+    return {"pairs": len(guarded.pairs), "counts": counts, **_paid(judge=guarded.ledger)}
 
 
 def _passages(recipe: Recipe, inputs: Inputs, name: str) -> Sequence[Passage] | None:
@@ -159,12 +159,12 @@ def build_generated(
     write_promoted(out, guarded.promoted)
     counts = with_guard_counts(generated.counts, guarded, "made")
     write_json(out / COUNTS, counts)
-    return {"pairs": len(guarded.pairs), "counts": counts, **_paid(generated)}
+    return {"pairs": len(guarded.pairs), "counts": counts, **_paid(llm=generated.ledger, judge=guarded.ledger)}
 
 
-def _paid(generated: Generated) -> dict[str, Any]:
-    """What the language model was asked and what that cost, for the manifest."""
-    return {"llm": generated.ledger.as_json()} if generated.ledger else {}
+def _paid(*, llm: Ledger | None = None, judge: Ledger | None = None) -> dict[str, Any]:
+    """What the language model was asked, as writer and as judge, and what that cost, for the manifest."""
+    return {name: ledger.as_json() for name, ledger in (("llm", llm), ("judge", judge)) if ledger}
 
 
 def _with_all_known(needs: Mapping[str, Path], name: str) -> list[TrainingPair]:
