@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import ARCHITECTURES
 from medley import prefix
 from medley.encoder import Retriever, RetrieverSettings, build_retriever, encode_queries
 from medley.errors import ModelError
