@@ -77,7 +77,7 @@ def test_neighbours_are_one_change_away() -> None:
 
 
 @given(st.sampled_from(read_library().texts))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_neighbours_are_others_the_same_each_time(text: str) -> None:
     found = neighbours(text)
     assert text not in found and list(found) == list(neighbours(text))

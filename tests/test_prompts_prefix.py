@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import ARCHITECTURES
@@ -117,6 +117,7 @@ def test_edge_cases(tiny_model_folder: Path) -> None:
         prefix.encode_under(replace(retriever, template=None), QUERIES, INSTRUCTIONS)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1, max_size=6))
 def test_common_start_is_the_longest_and_leaves_each_a_token(rows: list[list[int]]) -> None:
     found = prefix._common(rows)
