@@ -20,7 +20,7 @@ import numpy as np
 
 from medley.errors import EndpointError
 from medley.llm import ChatModel, LlmSettings, Message, bare, complete
-from medley.progress import progress
+from medley.progress import say
 from medley.prompt_file import filled, read_prompt
 from medley.prompts.candidates import Candidate, Found, Problem, Rejected
 from medley.prompts.checks import Known, problem_of
@@ -48,22 +48,20 @@ def gepa(problem: Problem, budget: Budget, *, chat: ChatModel, llm: LlmSettings,
     learn, select = rows[: len(rows) // 2], rows[len(rows) // 2 :]
     learn = learn if len(learn) else select
     search = _Search(problem, replace(budget, minibatch=min(budget.minibatch, len(learn))), chat, llm, known)
-    with progress("reflections", budget.reflections) as advance:
-        search.advance = advance
-        result = optimize(
-            seed_candidate={COMPONENT: problem.seed_instruction},
-            trainset=[int(row) for row in learn],
-            valset=[int(row) for row in select],
-            adapter=search,
-            reflection_minibatch_size=search.budget.minibatch,
-            stop_callbacks=search.must_stop,
-            logger=search,
-            run_dir=None,
-            track_best_outputs=False,
-            display_progress_bar=False,
-            raise_on_exception=True,
-            seed=problem.seed,
-        )
+    result = optimize(
+        seed_candidate={COMPONENT: problem.seed_instruction},
+        trainset=[int(row) for row in learn],
+        valset=[int(row) for row in select],
+        adapter=search,
+        reflection_minibatch_size=search.budget.minibatch,
+        stop_callbacks=search.must_stop,
+        logger=search,
+        run_dir=None,
+        track_best_outputs=False,
+        display_progress_bar=False,
+        raise_on_exception=True,
+        seed=problem.seed,
+    )
     if search.failure is not None:
         raise search.failure
     if search.lost is not None and not search.answers:
@@ -87,7 +85,6 @@ class _Search:
         self.lost: EndpointError | None = None
         self.failure: Exception | None = None
         self.ended = ""
-        self.advance: Any = lambda count: None
 
     # What gepa asks for
 
@@ -133,6 +130,8 @@ class _Search:
             self.failure = problem
             return {}
         self.idle = 0 if text else self.idle + 1
+        said = f"tries {text!r}" if text else f"nothing to try ({self.rejected[-1].reason})"
+        say(f"reflection {self.reflections} of {self.budget.reflections}: {said}")
         return {COMPONENT: text} if text else {}
 
     def must_stop(self, state: Any) -> bool:
@@ -163,7 +162,6 @@ class _Search:
         prompt = filled(self.template, {"instruction": instruction or "(none)", "feedback": feedback})
         number = self.reflections
         self.reflections += 1
-        self.advance(1)
         for attempt in range(TRIES):
             sampling = self.llm.sampling(self.problem.seed + 1000 * number + attempt)
             reply = complete(self.chat, (Message("user", prompt),), sampling=sampling)
