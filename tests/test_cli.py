@@ -295,8 +295,9 @@ def test_merge_then_search_merge_then_evaluate_then_tune(work, tmp_path, experts
     done = succeeded("tune-prompt", tmp_path / "merged", "--collection", f"{work}/coll:dev", "--out", tuned)
     choice = json.loads(tuned.read_text())
     assert done.out.strip() == choice["instruction"]
-    best = max(candidate["score"] for candidate in choice["candidates"])
-    assert best == next(c["score"] for c in choice["candidates"] if c["instruction"] == choice["instruction"])
+    best = max((c for c in choice["candidates"] if c["finished"]), key=lambda c: c["score"])
+    proven = choice["proof"]["verdict"] == "better"
+    assert choice["instruction"] == (best["instruction"] if proven else choice["seed_instruction"])
 
 
 def test_results_go_to_standard_output_and_progress_to_standard_error(work, tmp_path, tiny_model_folder):

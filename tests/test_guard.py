@@ -462,7 +462,9 @@ def test_a_run_guards_what_it_mines_and_generates(
     assert counts["negatives"] == sum(len(pair.negatives) for pair in mined)
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     costs = [step["summary"]["judge"] for step in manifest["stages"]["mine"].values()]
-    assert sum(cost["calls"] for cost in costs) == len(server.bodies), "what the judge cost stands in the manifest"
+    assert sum(cost["calls"] for cost in costs) == len(server.bodies), (
+        "what the judge cost stands in the manifest"
+    )
     told = [entry for pair in mined for entry in pair.provenance.get("guard", {}).get("kept", ())]
     assert {entry.get("signal") for entry in told} <= {"judge", None} and told
     needs = {"sources/a": stages / "sources/a", "mine/a": stages / "mine/a"}

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 import medley
-from medley import cli_guard, cli_synthesize
+from medley import cli_guard, cli_prompts, cli_synthesize
 from medley.errors import InputError, MedleyError
 from medley.tables import print_comparisons, print_results, print_steps
 
@@ -208,36 +208,7 @@ def mine(
     print(json.dumps(mined.counts))
 
 
-@app.command("tune-prompt")
-def tune_prompt(
-    model: Annotated[str, typer.Argument(help="A Medley model folder.")],
-    collection: Annotated[str, typer.Option(help="Dev collection, SPEC:SPLIT.")],
-    out: Out,
-    method: Annotated[str, typer.Option(help="library")] = "library",
-) -> None:
-    """Choose the retrieval instruction of a finished model on dev."""
-    from medley.collections import load_collection
-    from medley.encoder import encode_passages, encode_queries, open_retriever
-    from medley.errors import ModelError
-    from medley.files import write_json
-    from medley.merge.pool import PoolVectors, build_pool, score_vectors
-    from medley.prompts.choose import choose_instruction, library
-
-    if method != "library":
-        raise InputError(f"--method {method}: not known; choose library.")
-    retriever = open_retriever(model)
-    if retriever.template is None:
-        raise ModelError(f"{model}: was not made by Medley, so its instruction cannot be changed.")
-    pool = build_pool(load_collection(collection, default_split="dev"))
-    passages_DH = encode_passages(retriever, pool.passages)
-
-    def score(instruction: str) -> float:
-        queries_QH = encode_queries(retriever, pool.queries, instruction=instruction)
-        return score_vectors([pool], [PoolVectors(queries_QH, passages_DH)]).score
-
-    choice = choose_instruction(retriever.instruction or library()[0], library(), score)
-    write_json(out, choice.as_json())
-    print(choice.instruction)
+app.command("tune-prompt")(cli_prompts.tune_prompt)
 
 
 @app.command()

@@ -264,12 +264,14 @@ def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def check_compatible(experts: Sequence[Expert], *, base_identity: str | None = None) -> None:
+def check_compatible(
+    experts: Sequence[Expert], *, base_identity: str | None = None, same_template: bool = True
+) -> None:
     """Refuse experts that were not trained on one base in one way.
 
-    Compared: base fingerprint (also with `base_identity` where given), template, pooling, attention,
-    normalisation. What a foreign folder does not say is not compared. Raises ModelError naming the two
-    experts and the difference.
+    Compared: base fingerprint (also with `base_identity` where given), template unless `same_template` is false,
+    pooling, attention, normalisation. What a foreign folder does not say is not compared. Raises ModelError naming
+    the two experts and the difference.
     """
     for expert in experts:
         trained_on = expert.description.get("base_identity")
@@ -281,11 +283,14 @@ def check_compatible(experts: Sequence[Expert], *, base_identity: str | None = N
     seen: dict[str, tuple[str, Any]] = {}
     for expert in experts:
         for what, value in _traits(expert).items():
+            if what == "template" and not same_template:
+                continue
             first, expected = seen.setdefault(what, (expert.name, value))
             if value != expected:
+                told = ", or set `templates: first` to use the first one's" if what == "template" else ""
                 raise ModelError(
                     f"experts {first!r} and {expert.name!r} differ in {what} ({expected!r} and {value!r}); "
-                    "train them alike, or leave one out."
+                    f"train them alike, or leave one out{told}."
                 )
 
 

@@ -18,13 +18,16 @@ from medley.encoder import RetrieverSettings
 from medley.errors import RecipeError
 from medley.llm import LlmSettings
 from medley.merge.settings import SearchSettings
-from medley.prompts.choose import PromptSettings
+from medley.prompts.settings import Method, PromptSettings
 from medley.recipe_data import (
+    STM_CONDITIONS,
     STRICT,
     NegativeKind,
     NegativeSettings,
     Source,
+    StmCondition,
     check_condition,
+    check_stm_condition,
     check_writer,
     refuse_elsewhere,
 )
@@ -43,9 +46,7 @@ class Expert(BaseModel):
     negatives: tuple[NegativeKind, ...] | None = Field(
         None, description="kinds of hard negatives it sees; default the recipe's negatives.kinds"
     )
-    prompts: Literal["none", "library"] | None = Field(
-        None, description="instead of the recipe's prompts.method"
-    )
+    prompts: Method | None = Field(None, description="instead of the recipe's prompts.method")
     dev: list[str] | None = Field(None, description="dev collections for its instruction; default merge.dev")
 
 
@@ -113,6 +114,11 @@ class Recipe(BaseModel):
     sources: dict[str, Source] = Field(min_length=1, description="name -> training pairs")
     negatives: NegativeSettings = Field(NegativeSettings(), description="hard negatives")
     prompts: PromptSettings = Field(PromptSettings(), description="how the instruction is chosen")
+    condition: StmCondition | None = Field(
+        None,
+        description="one of the paper's conditions, for all experts: FT trains with judged and mined negatives, "
+        "SHN with generated ones before them, PO under instructions found by prompts.method, SHN+PO both",
+    )
     pretrain: PretrainSettings | None = Field(None, description="contrastive pre-training before the experts")
     experts: dict[str, Expert] = Field(min_length=1, description="name -> expert")
     train: TrainSettings = Field(TrainSettings(), description="how experts are trained")
@@ -152,6 +158,29 @@ class Recipe(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _instructions_can_be_found(self) -> Recipe:
+        own = {name: e.prompts for name, e in self.experts.items() if e.prompts is not None}
+        if self.condition is not None:
+            check_stm_condition(
+                self.condition,
+                self.negatives,
+                self.prompts.method,
+                {n: e.negatives for n, e in self.experts.items()},
+            )
+            for name in own:
+                raise ValueError(
+                    f"experts.{name}.prompts: `condition` says it for all experts; take one of the two out"
+                )
+        methods = {self.prompt_method(expert) for expert in self.experts.values()} | {
+            self.merged_prompt_method
+        }
+        if "gepa" in methods and self.llm is None:
+            raise ValueError(
+                "prompts.method: gepa needs a language model to reflect; name one at `llm`, or choose edit or library"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _judge_can_be_asked(self) -> Recipe:
         if self.negatives.guard.judge is not None and self.llm is None:
             raise ValueError(
@@ -178,7 +207,25 @@ class Recipe(BaseModel):
 
     def kinds_of(self, expert: Expert) -> tuple[NegativeKind, ...]:
         """Kinds of negatives that an expert trains with."""
+        if self.condition is not None:
+            return STM_CONDITIONS[self.condition].kinds
         return self.negatives.kinds_for(expert.negatives)
+
+    def prompt_method(self, expert: Expert) -> Method:
+        """How an expert's instruction is found before it is trained."""
+        if self.prompts.when == "after" or not self._optimises_prompts:
+            return "none"
+        return expert.prompts or self.prompts.method
+
+    @property
+    def merged_prompt_method(self) -> Method:
+        """How the merged model's instruction is found after the merge; none: it keeps that of `all`."""
+        wanted = self.prompts.when in ("after", "both") and self._optimises_prompts
+        return self.prompts.method if wanted else "none"
+
+    @property
+    def _optimises_prompts(self) -> bool:
+        return self.condition is None or STM_CONDITIONS[self.condition].prompts
 
     @property
     def negatives_by_llm(self) -> bool:
@@ -274,6 +321,9 @@ def _with_places(recipe: Recipe) -> Recipe:
             ),
             "pretrain": pretrain
             and pretrain.model_copy(update={"collections": placed(pretrain.collections, "train")}),
+            "prompts": recipe.prompts.model_copy(
+                update={"library": recipe.prompts.library and Path(_absolute(str(recipe.prompts.library)))}
+            ),
             "merge": merge.model_copy(update={"dev": placed(merge.dev, "dev")}),
             "evaluate": evaluate.model_copy(
                 update={

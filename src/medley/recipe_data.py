@@ -6,7 +6,7 @@ In: parts of a recipe as plain data. Out: frozen values, checked against each ot
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -27,6 +27,24 @@ CONDITIONS: Mapping[Condition, tuple[NegativeKind, ...]] = {
     "perturbed": ("generated",),
 }
 """The kinds of negatives that every expert trains with under a condition; `perturbed` also says what makes them."""
+
+
+class Stm(NamedTuple):
+    """What one of the paper's conditions is: kinds of negatives in order, and whether instructions are optimised."""
+
+    kinds: tuple[NegativeKind, ...]
+    prompts: bool
+
+
+StmCondition = Literal["FT", "SHN", "PO", "SHN+PO"]
+STM_CONDITIONS: Mapping[StmCondition, Stm] = {
+    "FT": Stm(("judged", "mined"), prompts=False),
+    "SHN": Stm(("generated", "judged", "mined"), prompts=False),
+    "PO": Stm(("judged", "mined"), prompts=True),
+    "SHN+PO": Stm(("generated", "judged", "mined"), prompts=True),
+}
+"""STM (arXiv 2602.04731), section 2. A generated negative stands before the data's own, so it is the one that is seen
+where a pair brings one; a pair for which none could be made keeps the data's."""
 
 
 def refuse_elsewhere(settings: BaseModel, name: str, homes: Mapping[str, str]) -> None:
@@ -206,4 +224,32 @@ def check_condition(negatives: NegativeSettings, own: Sequence[str], used: int) 
         raise ValueError(
             f"train.negatives: {used} is too few for the condition {condition!r}, which needs "
             f"{len(CONDITIONS[condition])} for a pair, one of each kind"
+        )
+
+
+def check_stm_condition(
+    condition: StmCondition, negatives: NegativeSettings, method: str, own: Mapping[str, object]
+) -> None:
+    """A condition decides kinds of negatives and prompts for all experts. Raises ValueError naming the other key.
+
+    `method` is prompts.method; `own` has what each expert says of its negatives, None for nothing.
+    """
+    for key, value in (("kinds", negatives.kinds), ("condition", negatives.condition)):
+        if value is not None:
+            raise ValueError(
+                f"negatives.{key}: `condition` says which negatives are used; set one of the two to null"
+            )
+    for name, kinds in own.items():
+        if kinds is not None:
+            raise ValueError(
+                f"experts.{name}.negatives: `condition` says it for all experts; take one of the two out"
+            )
+    wanted = STM_CONDITIONS[condition]
+    if "generated" in wanted.kinds and negatives.generated is None:
+        raise ValueError(
+            f"condition: {condition!r} needs generated negatives, and `negatives.generated` is null; set it"
+        )
+    if wanted.prompts and method == "none":
+        raise ValueError(
+            f"condition: {condition!r} optimises instructions, and prompts.method is none; choose one"
         )

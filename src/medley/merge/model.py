@@ -90,7 +90,7 @@ def open_merge(file: MergeFile, *, device: str | None = None) -> Merge:
         device=device,
     )
     identity = base_fingerprint(base)
-    check_compatible(experts, base_identity=identity)
+    check_compatible(experts, base_identity=identity, same_template=file.templates == "same")
     tensors = base_tensors(base)
     cuts = layer_cuts(file.segments, int(backbone(base).config.num_hidden_layers))
     layout = Layout(cuts, kinds=file.kinds)

@@ -175,6 +175,10 @@ class MergeFile(BaseModel):
     )
     parameters: MergeParameters = Field(default_factory=MergeParameters)  # type: ignore[arg-type]
     keep: KeepSettings | None = Field(None, description="what is taken unmerged")
+    templates: Literal["same", "first"] = Field(
+        "same",
+        description="same: experts whose templates differ are refused; first: they are merged under the first one's",
+    )
     output: Literal["weights", "adapter"] = Field(
         "weights", description="a whole model, or an adapter of rank sum(r)"
     )

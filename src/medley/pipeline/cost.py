@@ -11,6 +11,11 @@ from pathlib import Path
 from medley.encoder import resolve_base
 from medley.merge.settings import SearchSettings
 from medley.pipeline.inputs import Inputs, expanded
+from medley.prompts.edit import PER_ROUND, ROUNDS
+from medley.prompts.generic import AT_ONCE
+from medley.prompts.library import read_library
+from medley.prompts.proof import RANDOM_INSTRUCTIONS
+from medley.prompts.settings import BUDGETS
 from medley.recipe import Recipe, Source
 
 Cost = dict[str, float]
@@ -53,12 +58,32 @@ def cost_of_search(recipe: Recipe, inputs: Inputs) -> Cost:
     return {"encodings": encodings, "texts_encoded": encodings * (queries + passages)}
 
 
-def cost_of_prompts(recipe: Recipe, inputs: Inputs, dev: list[str], candidates: int) -> Cost:
-    """Passages once, queries once for each candidate instruction."""
-    if not candidates:
+def cost_of_prompts(recipe: Recipe, inputs: Inputs, dev: list[str], method: str) -> Cost:
+    """Passages once, queries once for each candidate; and the questions to a language model, where one is asked.
+
+    Racing drops candidates early, so this is the most that it takes.
+    """
+    prompts = recipe.prompts
+    budget = BUDGETS[prompts.budget]
+    if method == "none":
         return {}
-    queries, passages = pool_texts(recipe.merge.search, inputs, dev)
-    return {"texts_encoded": passages + candidates * queries}
+    asks_for = -(-prompts.count // AT_ONCE) if recipe.llm else 0
+    calls = {"gepa": budget.reflections, "generic": asks_for}.get(method, 0)
+    cost: Cost = {"llm_calls": calls} if calls else {}
+    if method == "generic":
+        return cost
+    search = recipe.merge.search.model_copy(
+        update={"queries": prompts.queries or recipe.merge.search.queries}
+    )
+    queries, passages = pool_texts(search, inputs, dev)
+    tried = {
+        "gepa": budget.reflections,
+        "edit": ROUNDS * PER_ROUND,
+        "library": len(read_library(prompts.library).texts),
+    }
+    choosing, confirming = -(-queries // 2), queries // 2
+    proof = (3 + RANDOM_INSTRUCTIONS) * confirming
+    return {**cost, "texts_encoded": passages + (tried[method] + 1) * choosing + proof}
 
 
 def cost_of_evaluation(recipe: Recipe, inputs: Inputs, variant: str) -> Cost:

@@ -159,7 +159,11 @@ def build_generated(
     write_promoted(out, guarded.promoted)
     counts = with_guard_counts(generated.counts, guarded, "made")
     write_json(out / COUNTS, counts)
-    return {"pairs": len(guarded.pairs), "counts": counts, **_paid(llm=generated.ledger, judge=guarded.ledger)}
+    return {
+        "pairs": len(guarded.pairs),
+        "counts": counts,
+        **_paid(llm=generated.ledger, judge=guarded.ledger),
+    }
 
 
 def _paid(*, llm: Ledger | None = None, judge: Ledger | None = None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,17 @@ from typing import Any
 from medley.encoder import (
     Retriever,
     build_retriever,
-    encode_passages,
-    encode_queries,
     save_retriever,
 )
 from medley.files import read_json, remove, write_json
 from medley.fingerprint import fingerprint_path
 from medley.pairs import TrainingPair
-from medley.pipeline.data import assemble_pairs
+from medley.pipeline.data import LLM_CACHE, VECTORS, assemble_pairs
 from medley.pipeline.inputs import ALL, Inputs
+from medley.pipeline.prompting import open_prompt_chat, seed_instruction_of, tune, write_choice
+from medley.prompts.choose import Choice
+from medley.prompts.generic import drawn_for
+from medley.prompts.settings import PromptSettings
 from medley.recipe import Expert, Recipe
 from medley.train.settings import TrainSettings
 from medley.train.stopping import Score
@@ -28,6 +30,8 @@ TRAINING = "training.json"
 SEARCH = "search.json"
 ENCODINGS = "encodings"
 """Folder of a run with the encodings of an unfinished search."""
+MERGED_INSTRUCTION = "merge/instruction"
+"""The step that chooses the merged model's instruction, where the recipe asks for that."""
 PROBE_TEXTS = 16
 """Dev queries and passages that the export gate encodes."""
 
@@ -78,36 +82,74 @@ def build_prompt(
     recipe: Recipe, inputs: Inputs, name: str, expert: Expert, out: Path, needs: Mapping[str, Path]
 ) -> dict[str, Any]:
     """Choose the instruction for an expert (or for `all`) with the base retriever on its dev collections."""
-    from medley.merge.pool import PoolVectors, score_vectors
-    from medley.prompts.choose import choose_instruction, library
+    from medley.prompts.choose import drawn, untouched
 
-    method = expert.prompts or recipe.prompts.method
-    seed_instruction = recipe.sources[expert.sources[0]].instruction or library()[0]
+    settings = recipe.prompts.model_copy(update={"method": recipe.prompt_method(expert)})
+    seed_instruction = seed_instruction_of(recipe, expert)
     dev = expert.dev or recipe.merge.dev
-    sizes = recipe.merge.search
-    scores: list[float] = []
-    if method == "library":
-        retriever = _base_retriever(recipe, needs)
-        pools = [_pool(recipe, inputs, spec, passages=sizes.pool_size, queries=sizes.queries) for spec in dev]
-        passages = [encode_passages(retriever, pool.passages) for pool in pools]
-
-        def score(instruction: str) -> float:
-            vectors = [
-                PoolVectors(encode_queries(retriever, pool.queries, instruction=instruction), passages_DH)
-                for pool, passages_DH in zip(pools, passages, strict=True)
-            ]
-            return score_vectors(pools, vectors).score
-
-        choice = choose_instruction(seed_instruction, library(), score).as_json()
-        scores = [candidate["score"] for candidate in choice["candidates"]]
+    if settings.method == "none":
+        choice = untouched(seed_instruction)
+    elif settings.method == "generic":
+        chat = open_prompt_chat(recipe.llm, settings, out.parents[2] / LLM_CACHE)
+        choice = drawn(seed_instruction, settings, seed=recipe.seed, chat=chat)
     else:
-        choice = {"instruction": seed_instruction, "seed_instruction": seed_instruction, "candidates": []}
-    write_json(out / PROMPT, {**choice, "dev": dev, "method": method})
-    return {
-        "instruction": choice["instruction"],
-        "candidates": len(scores),
-        "best": max(scores, default=None),
-    }
+        retriever = _base_retriever(recipe, needs)
+        choice = _tuned(recipe, inputs, retriever, settings, seed_instruction, dev, out)
+    return write_choice(choice, dev, out / PROMPT)
+
+
+def build_merged_instruction(
+    recipe: Recipe, inputs: Inputs, out: Path, needs: Mapping[str, Path]
+) -> dict[str, Any]:
+    """Choose the inference instruction of the merged model, on the dev collections of the merge."""
+    from medley.merge.concatenated import dense_merge
+
+    seed_instruction = instruction_of(needs, ALL)
+    retriever = _base_retriever(recipe, needs, seed_instruction)
+    experts = read_experts(recipe, needs)
+    layout = _layout(recipe, retriever)
+    found = read_json(needs["merge/search"] / SEARCH)
+    dense_merge(retriever, experts, _deltas(recipe, found, layout), layout=layout)
+    dev = recipe.merge.dev
+    choice = _tuned(recipe, inputs, retriever, recipe.prompts, seed_instruction, dev, out)
+    return write_choice(choice, dev, out / PROMPT)
+
+
+def _tuned(
+    recipe: Recipe,
+    inputs: Inputs,
+    retriever: Retriever,
+    settings: PromptSettings,
+    seed_instruction: str,
+    dev: Sequence[str],
+    out: Path,
+) -> Choice:
+    return tune(
+        retriever,
+        [
+            _pool(
+                recipe,
+                inputs,
+                spec,
+                passages=recipe.merge.search.pool_size,
+                queries=settings.queries or recipe.merge.search.queries,
+            )
+            for spec in dev
+        ],
+        settings,
+        seed_instruction,
+        seed=recipe.seed,
+        chat=open_prompt_chat(recipe.llm, settings, out.parents[2] / LLM_CACHE),
+        store=out.parents[2] / VECTORS,
+    )
+
+
+def _deltas(recipe: Recipe, found: Mapping[str, Any], layout: Any) -> Any:
+    """What each expert's delta is multiplied by, for the coefficients that the search chose."""
+    from medley.merge.coefficients import delta_coefficients, weights_array
+
+    weights = weights_array(found["best"]["coefficients"], tuple(recipe.experts), layout.segment_count)
+    return delta_coefficients(found["method"], weights)
 
 
 def _pool(recipe: Recipe, inputs: Inputs, spec: str, *, passages: int, queries: int) -> Any:
@@ -170,10 +212,7 @@ def build_expert(
     pairs: list[TrainingPair] = []
     for member, expert in experts.items():
         own = assemble_pairs(expert.sources, recipe.kinds_of(expert), needs)
-        if read_json(needs[f"prompts/{member}"] / PROMPT)["method"] != "none":
-            chosen = instruction_of(needs, member)
-            own = [replace(pair, instruction=chosen) for pair in own]
-        pairs += own
+        pairs += under_instructions(own, read_json(needs[f"prompts/{member}"] / PROMPT), seed=recipe.seed)
     retriever = _base_retriever(recipe, needs, instruction_of(needs, name))
     identity = base_fingerprint(retriever)
     score = _dev_score(recipe, inputs, recipe.train, experts.get(name))
@@ -197,6 +236,18 @@ def build_expert(
     write_json(out / TRAINING, report)
     summary = {"pairs": training.pairs, "steps": training.steps, "final_loss": training.losses[-1]["loss"]}
     return summary if training.dev is None else summary | {"dev": asdict(training.dev.chosen)}
+
+
+def under_instructions(
+    pairs: Sequence[TrainingPair], prompt: Mapping[str, Any], *, seed: int
+) -> list[TrainingPair]:
+    """Pairs with the instruction that they are trained under: their own where the seed instruction stayed."""
+    if prompt["drawn_from"]:
+        texts = drawn_for([pair.query for pair in pairs], prompt["drawn_from"], seed=seed)
+        return [replace(pair, instruction=text) for pair, text in zip(pairs, texts, strict=True)]
+    if prompt["instruction"] == prompt["seed_instruction"]:
+        return list(pairs)
+    return [replace(pair, instruction=prompt["instruction"]) for pair in pairs]
 
 
 def read_experts(recipe: Recipe, needs: Mapping[str, Path]) -> list[Any]:
@@ -281,7 +332,6 @@ def build_merged(recipe: Recipe, inputs: Inputs, out: Path, needs: Mapping[str, 
     """
     import torch
 
-    from medley.merge.coefficients import delta_coefficients, weights_array
     from medley.merge.concatenated import ConcatenatedAdapter, dense_merge
     from medley.merge.export import Probe, encode_probe, export, model_card
 
@@ -294,11 +344,13 @@ def build_merged(recipe: Recipe, inputs: Inputs, out: Path, needs: Mapping[str, 
         tuple(passage.full_text for passage in dev.corpus[:PROBE_TEXTS]),
     )
     exact = recipe.retriever.model_copy(update={"dtype": "float32"})
-    retriever = build_retriever(base_of(recipe, needs), exact, instruction=instruction_of(needs, ALL))
-    layout = _layout(recipe, retriever)
-    deltas_KS = delta_coefficients(
-        found["method"], weights_array(weights, tuple(recipe.experts), layout.segment_count)
+    tuned_after = needs.get(MERGED_INSTRUCTION)
+    instruction = (
+        read_json(tuned_after / PROMPT)["instruction"] if tuned_after else instruction_of(needs, ALL)
     )
+    retriever = build_retriever(base_of(recipe, needs), exact, instruction=instruction)
+    layout = _layout(recipe, retriever)
+    deltas_KS = _deltas(recipe, found, layout)
     base_vectors = encode_probe(retriever, probe)
     with ConcatenatedAdapter(retriever, experts, layout=layout) as adapter:
         adapter.set_coefficients(deltas_KS)

@@ -9,7 +9,6 @@ from medley.encoder import check_decoder
 from medley.guard.judge import read_judge_prompt
 from medley.pipeline import cost, data, llm_cost, models, proof
 from medley.pipeline.inputs import ALL, Inputs, code_of
-from medley.prompts.choose import library
 from medley.recipe import Expert, Recipe, Source
 from medley.run import Step
 
@@ -33,6 +32,18 @@ Mining precedes synthesis because a generated negative is to be harder than the 
 
 GUARD_CODE = ("pipeline/guarding.py", "guard", "origins.py", "overlap.py", "prompt_file.py", "search")
 """What looks at every negative that a stage makes, beside the stage's own code."""
+
+
+PROMPT_CODE = (
+    "pipeline/models.py",
+    "pipeline/prompting.py",
+    "prompts",
+    "prefix.py",
+    "merge/pool.py",
+    "search",
+    "llm",
+)
+"""What finds and proves instructions."""
 
 
 WRITING_CODE = ("pipeline/writing.py", "synthesize", "llm", "overlap.py", "search")
@@ -247,23 +258,21 @@ def _model_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
         )
     for name, expert in {**recipe.experts, ALL: _all_data(recipe)}.items():
         dev = expert.dev or recipe.merge.dev
-        method = expert.prompts or recipe.prompts.method
-        candidates = len(library()) + 1 if method == "library" else 0
+        method = recipe.prompt_method(expert)
         steps.append(
             Step(
                 "prompts",
                 name,
                 {
                     **base,
-                    "method": method,
+                    **_prompt_settings(recipe, inputs, method, dev),
                     "seed_instruction": recipe.sources[expert.sources[0]].instruction,
-                    "dev": inputs.collection_identities(dev),
                     "seed": recipe.seed,
                 },
                 partial(models.build_prompt, recipe, inputs, name, expert),
-                needs=base_need,
-                code=code_of("pipeline/models.py", "prompts", "merge/pool.py", "search"),
-                cost=cost.cost_of_prompts(recipe, inputs, dev, candidates),
+                needs=base_need if method not in ("none", "generic") else (),
+                code=code_of(*PROMPT_CODE),
+                cost=cost.cost_of_prompts(recipe, inputs, dev, method),
             )
         )
     for name, expert in recipe.experts.items():
@@ -288,18 +297,52 @@ def _model_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
             cost=cost.cost_of_search(recipe, inputs),
         )
     )
+    tuned_after: tuple[str, ...] = ()
+    if recipe.merged_prompt_method != "none":
+        tuned_after = (models.MERGED_INSTRUCTION,)
+        steps.append(
+            Step(
+                "merge",
+                "instruction",
+                {
+                    **base,
+                    **_prompt_settings(recipe, inputs, recipe.merged_prompt_method, recipe.merge.dev),
+                    "seed": recipe.seed,
+                },
+                partial(models.build_merged_instruction, recipe, inputs),
+                needs=("merge/search", *base_need, *experts, f"prompts/{ALL}"),
+                code=code_of(*PROMPT_CODE, "expert.py", "lowrank.py"),
+                cost=cost.cost_of_prompts(recipe, inputs, recipe.merge.dev, recipe.merged_prompt_method),
+            )
+        )
     steps.append(
         Step(
             "merge",
             "model",
             {**base, "dtype": recipe.merge.dtype, "name": recipe.name},
             partial(models.build_merged, recipe, inputs),
-            needs=("merge/search", *base_need, *experts, f"prompts/{ALL}"),
+            needs=("merge/search", *tuned_after, *base_need, *experts, f"prompts/{ALL}"),
             code=code_of("pipeline/models.py", "merge", "expert.py", "lowrank.py"),
             cost=cost.cost_of_model(recipe),
         )
     )
     return steps
+
+
+def _prompt_settings(recipe: Recipe, inputs: Inputs, method: str, dev: list[str]) -> dict[str, object]:
+    """All that decides how an instruction is found, beside the base and the instruction to start from."""
+    if method == "none":
+        return {"method": method}
+    prompts = recipe.prompts
+    asks = method in ("gepa", "generic")
+    used = {"gepa": {"budget", "queries", "alpha"}, "generic": {"count"}}.get(method, {"queries", "alpha"})
+    return {
+        "method": method,
+        **prompts.model_dump(mode="json", include=used),
+        "library": inputs.file(str(prompts.library)) if prompts.library else None,
+        "llm": _llm_settings(recipe, inputs) if asks else None,
+        "dev": inputs.collection_identities(dev),
+    }
 
 
 def _all_data(recipe: Recipe) -> Expert:

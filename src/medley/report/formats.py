@@ -88,20 +88,62 @@ class Search(_Format):
 
 
 class TriedInstruction(_Format):
-    """One instruction and its score on dev."""
+    """One instruction and its score on dev. `finished`: on all choosing queries; `parent`: the place of the one that
+    it was made from."""
 
     instruction: str
     score: Number
+    queries: int | None = None
+    finished: bool = True
+    origin: str = ""
+    parent: int | None = None
+
+
+class RejectedInstruction(_Format):
+    """A proposal that was not tried, or not kept, and why."""
+
+    instruction: str
+    reason: str
+
+
+class PairedDifference(_Format):
+    """A paired test."""
+
+    difference: Number
+    p_value: Number
+    ci_low: Number
+    ci_high: Number
+
+
+class PromptProof(_Format):
+    """What queries say that had no part in choosing: nDCG@10 of the best candidate and what it stands against."""
+
+    verdict: str
+    queries: int
+    best: Number | None = None
+    seed: Number | None = None
+    no_instruction: Number | None = None
+    random_mean: Number | None = None
+    random_spread: Number | None = None
+    random_low: Number | None = None
+    random_high: Number | None = None
+    random_count: int = 0
+    versus_seed: PairedDifference | None = None
 
 
 class Prompt(_Format):
-    """stages/prompts/<expert>/prompt.json."""
+    """stages/prompts/<expert>/prompt.json, and stages/merge/instruction/prompt.json."""
 
     instruction: str
     seed_instruction: str = ""
     method: str = ""
     dev: list[str] = []
     candidates: list[TriedInstruction] = []
+    proof: PromptProof | None = None
+    ended: str = ""
+    complete: bool = True
+    rejected: list[RejectedInstruction] = []
+    drawn_from: list[str] = []
 
 
 class LossPoint(_Format):

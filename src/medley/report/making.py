@@ -1,4 +1,4 @@
-"""How the model was made, for the page: merge search, instructions, training, data, leaks, stages.
+"""How the model was made, for the page: merge search, training, data, leaks, stages.
 
 Input: `Run`. Output: plain values and pictures; None or an empty list where the run has made nothing yet.
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medley.report import charts, findings
-from medley.report.formats import Candidate, Coefficient, Prompt
+from medley.report.formats import Candidate, Coefficient
 from medley.report.numbers import count
 from medley.report.reading import ALL, EXPERT, MERGED, Outcome, Run
 from medley.report.svg import padded
@@ -69,31 +69,6 @@ def dev_and_test(run: Run) -> dict[str, Any] | None:
             ]
             rows.append((variant, [*pairs, (candidate.score, findings.mean(run.results, variant, tests))]))
     return {"columns": [*shared, "mean of all"], "rows": rows} if rows else None
-
-
-def instruction_values(run: Run) -> list[dict[str, Any]]:
-    """The choice of instruction; experts with the same candidates and scores share one entry."""
-    entries: list[dict[str, Any]] = []
-    for name, prompt in run.prompts.items():
-        same = next((entry for entry in entries if entry["prompt"] == prompt), None)
-        if same:
-            same["names"].append(name)
-        else:
-            entries.append({"names": [name], "prompt": prompt, **_choice(prompt)})
-    return entries
-
-
-def _choice(prompt: Prompt) -> dict[str, Any]:
-    candidates = sorted(prompt.candidates, key=lambda candidate: -candidate.score)
-    scores = {candidate.instruction: candidate.score for candidate in candidates}
-    chosen, seed = scores.get(prompt.instruction), scores.get(prompt.seed_instruction)
-    return {
-        "candidates": candidates,
-        "chosen_score": chosen,
-        "gain": chosen - seed if chosen is not None and seed is not None else None,
-        "low": min(scores.values(), default=0.0),
-        "high": max(scores.values(), default=0.0),
-    }
 
 
 def training_values(run: Run) -> list[dict[str, Any]]:

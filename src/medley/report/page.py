@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medley.report import charts, findings, making, numbers
+from medley.report import charts, findings, making, numbers, prompts
 from medley.report.reading import BASE, MERGED, Run
 from medley.report.samples import draw_samples
 from medley.report.svg import padded
@@ -66,7 +66,7 @@ def page_values(run: Run) -> dict[str, Any]:
         **_result_values(run, seed),
         "search": making.search_values(run),
         "dev_and_test": making.dev_and_test(run),
-        "instructions": making.instruction_values(run),
+        "instructions": prompts.instruction_values(run),
         "trainings": making.training_values(run),
         "data": making.data_values(run),
         "leaks": making.leak_values(run),

@@ -76,6 +76,7 @@ def read_run(folder: Path) -> Run:
     stages = folder / "stages"
     experts = list(_mapping(recipe, "experts"))
     search_file = stages / "merge" / "search" / "search.json"
+    tuned = stages / "merge" / "instruction" / "prompt.json"
     return Run(
         folder=folder,
         manifest=manifest,
@@ -83,7 +84,10 @@ def read_run(folder: Path) -> Run:
         recipe_text=recipe_text,
         results=_results(folder),
         search=_read(search_file, Search) if search_file.is_file() else None,
-        prompts=_each(stages / "prompts", "prompt.json", Prompt, [*experts, ALL]),
+        prompts={
+            **_each(stages / "prompts", "prompt.json", Prompt, [*experts, ALL]),
+            **({MERGED: _read(tuned, Prompt)} if tuned.is_file() else {}),
+        },
         trainings=_each(stages / "train", "training.json", Training, [*experts, ALL]),
         sources=tuple(
             _source(stages, name)

@@ -1,0 +1,116 @@
+"""`medley tune-prompt`: choose the retrieval instruction of a finished model on dev, and prove the choice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from medley.cli_llm import BudgetTokens, Concurrency, LlmLocal, LlmModel, LlmUrl, llm_settings
+from medley.errors import InputError
+
+if TYPE_CHECKING:
+    from medley.prompts.choose import Choice
+
+
+def tune_prompt(
+    model: Annotated[str, typer.Argument(help="A Medley model folder.")],
+    collection: Annotated[list[str], typer.Option(help="Dev collection, SPEC:SPLIT.")],
+    out: Annotated[Path, typer.Option("--out", help="Where the choice and all candidates go (JSON).")],
+    method: Annotated[str, typer.Option(help="library, edit, generic, gepa, or none.")] = "library",
+    instruction: Annotated[
+        str | None, typer.Option(help="The instruction to beat; default: the model's own.")
+    ] = None,
+    budget: Annotated[str, typer.Option(help="Of gepa: light, medium or heavy.")] = "light",
+    count: Annotated[int, typer.Option(help="Instructions of generic.")] = 20,
+    library: Annotated[
+        Path | None, typer.Option(help="A list of your own instead of the bundled one.")
+    ] = None,
+    queries: Annotated[int, typer.Option(help="Dev queries used, half of them to confirm.")] = 600,
+    passages: Annotated[int, typer.Option(help="Passages ranked; of a larger corpus the hardest.")] = 10_000,
+    alpha: Annotated[float, typer.Option(help="The p-value below which the instruction is changed.")] = 0.05,
+    model_out: Annotated[
+        Path | None, typer.Option(help="Also write the model with the chosen instruction here.")
+    ] = None,
+    vectors: Annotated[
+        Path | None, typer.Option(help="Keep passage vectors here, for the next time.")
+    ] = None,
+    llm_url: LlmUrl = None,
+    llm_model: LlmModel = None,
+    llm_local: LlmLocal = None,
+    concurrency: Concurrency = 8,
+    budget_tokens: BudgetTokens = None,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 13,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+) -> None:
+    """Choose the retrieval instruction of a finished model on dev; prints the instruction."""
+    from medley.encoder import open_retriever
+    from medley.errors import ModelError
+    from medley.pipeline.prompting import (
+        dev_pools,
+        export_with_instruction,
+        open_prompt_chat,
+        tune,
+        write_choice,
+    )
+    from medley.progress import say
+    from medley.prompts.library import DEFAULT
+    from medley.prompts.settings import PromptSettings
+
+    settings = PromptSettings.model_validate(
+        {"method": method, "budget": budget, "count": count, "library": library, "alpha": alpha}
+    )
+    llm = llm_settings(llm_url, llm_model, llm_local, concurrency, budget_tokens)
+    if method == "gepa" and llm is None:
+        raise InputError(
+            "--method gepa needs a language model to reflect; give --llm-url and --llm-model, or use --method edit."
+        )
+    if model_out is not None and model_out.exists():
+        raise InputError(f"{model_out}: is there already; choose another --model-out.")
+    pools = dev_pools(collection, queries=queries, passages=passages, seed=seed)
+    retriever = open_retriever(model)
+    if retriever.template is None:
+        raise ModelError(f"{model}: was not made by Medley, so its instruction cannot be changed.")
+    seed_instruction = instruction if instruction is not None else retriever.instruction or DEFAULT
+    chat = open_prompt_chat(llm, settings, out.with_name(f"{out.name}.llm-cache.jsonl"))
+    choice = tune(retriever, pools, settings, seed_instruction, seed=seed, chat=chat, store=vectors)
+    write_choice(choice, collection, out)
+    if model_out is not None:
+        export_with_instruction(model, choice.instruction, model_out)
+    say(summary(choice))
+    print(json.dumps(choice.as_json()) if as_json else choice.instruction)
+
+
+def summary(choice: Choice) -> str:
+    """What was tried and what came out, in a few lines."""
+    proof, found = choice.proof, choice.found
+    lines = []
+    if found is not None:
+        lines.append(
+            f"{len(found.candidates)} candidates, {len(found.rejected)} rejected unseen; {found.ended}."
+        )
+    if proof is not None and proof.seed is not None:
+        lines.append(f"On {proof.queries} queries that were not used to choose (nDCG@10):")
+        rows = [
+            ("best candidate", proof.best),
+            ("seed instruction", proof.seed),
+            ("none", proof.no_instruction),
+        ]
+        lines += [f"  {name:18} {value:.4f}" for name, value in rows if value is not None]
+        if proof.random_mean is not None:
+            lines.append(
+                f"  {proof.random_count} random ones  {proof.random_mean:.4f}, spread {proof.random_spread or 0:.4f}, "
+                f"{proof.random_low:.4f} to {proof.random_high:.4f}"
+            )
+        if proof.versus_seed is not None:
+            test = proof.versus_seed
+            lines.append(
+                f"  best minus seed    {test['difference']:+.4f} "
+                f"({test['ci_low']:+.4f} to {test['ci_high']:+.4f}), p = {test['p_value']:.4f}"
+            )
+    if proof is not None:
+        kept = "" if choice.changes else "; the seed instruction stays"
+        lines.append(f"{proof.verdict}{kept}.")
+    return "\n".join(lines)
