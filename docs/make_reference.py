@@ -61,6 +61,7 @@ def recipe_page() -> str:
     from medley.merge.settings import MergeFile
     from medley.recipe import Recipe
     from medley.template import TEMPLATES
+    from medley.train.settings import LanguageSettings
 
     lines = [
         "# Recipe and merge file", "", NOTE, "",
@@ -83,6 +84,13 @@ def recipe_page() -> str:
         "",
     ]
     lines += _tables(MergeFile, "")
+    lines += [
+        "## Language-model training",
+        "",
+        f"For `medley train --objective language`, by `--set`. {_head(LanguageSettings)}",
+        "",
+        *_tables(LanguageSettings, ""),
+    ]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -186,11 +186,17 @@ def _write_models(folder: Path, rng: random.Random, hostile: str) -> None:
             for step in range(1, steps + 1)
         ]
         members = EXPERTS if name == "all" else (name,)
+        points = [
+            {"step": step, "scale": 1.0, "score": round(0.41 + 0.03 * math.sin(step / 20), 4), "scores": {}}
+            for step in range(0, steps + 1, 15)
+        ]
+        half = {"step": 30, "scale": 0.5, "score": 0.4421, "scores": {}}
+        dev = {"points": points, "shrunken": [half], "chosen": half, "stopped_early": True}
         write_json(
             stages / "train" / name / "training.json",
             {
                 "pairs": 40 * len(members), "steps": steps, "seconds": 55.5 + 3 * number, "losses": losses,
-                "source_counts": dict.fromkeys(members, 40),
+                "source_counts": dict.fromkeys(members, 40), "dev": dev if number == 0 else None,
             },
         )  # fmt: skip
     write_json(stages / "merge" / "search" / "search.json", make_search(rng))

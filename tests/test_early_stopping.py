@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from medley.encoder import RetrieverSettings, build_retriever
+from medley.encoder import RetrieverSettings, build_retriever, with_instruction
 from medley.errors import InputError, ModelError
 from medley.expert import read_expert
 from medley.pairs import TrainingPair
+from medley.train.adapter import remove_adapter
 from medley.train.contrastive import train
 from medley.train.settings import EarlyStopping, LoraSettings, TrainSettings
 from medley.train.stopping import DevWatch, shrink, trainable_parameters, trainable_weights
@@ -143,6 +144,37 @@ def test_a_resumed_training_forgets_what_lies_behind_its_checkpoint(tiny_model_f
     assert same(trainable_weights(model), scores.weights[1])
 
 
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("dies_at", [0, 1, 3, 5, 8])
+def test_a_killed_training_ends_as_if_it_had_never_stopped(tiny_model_folder, tmp_path, dies_at):
+    """Killed while scoring the base, a step, or (8) a shrunken update after the last step."""
+    settings = fast(batch_size=4, epochs=3, checkpoint_minutes=0.0,
+                    early_stopping=stopping(patience=9, scales=(0.5,)))  # fmt: skip
+
+    def dev(retriever):
+        vectors = retriever.model.encode(["fox 1", "the fox number 1 jumps", "the dog number 2 sleeps"])
+        return {"dev": float(vectors[0] @ vectors[1] - vectors[0] @ vectors[2])}
+
+    def dying(retriever):
+        dying.calls += 1
+        if dying.calls > dies_at:
+            raise KilledError
+        return dev(retriever)
+
+    dying.calls = 0
+    whole = opened(tiny_model_folder)
+    first = train(whole, PAIRS, settings, seed=3, score=dev)
+    with pytest.raises(KilledError):
+        train(opened(tiny_model_folder), PAIRS, settings, seed=3, score=dying, checkpoints=tmp_path)
+    again = opened(tiny_model_folder)
+    second = train(again, PAIRS, settings, seed=3, score=dev, checkpoints=tmp_path)
+    assert second.dev == first.dev and second.losses == first.losses and len(first.dev.points) == 7
+    assert same(trainable_weights(again), trainable_weights(whole))
+
+
 def test_scores_that_cannot_be_had_are_told_in_one_sentence(tiny_model_folder):
     def diverged(retriever):
         raise ModelError("dev: vectors are not finite")
@@ -179,3 +211,36 @@ def test_a_run_stops_each_expert_on_its_own_dev(tiny_model_folder, tmp_path):
     summary = json.loads((tmp_path / "run/manifest.json").read_text())["stages"]["train"]["a"]["summary"]
     assert summary["dev"] == curve["chosen"]
     assert np.isfinite(training["losses"][-1]["loss"])
+
+
+def test_one_base_serves_one_expert_after_another(tiny_model_folder):
+    model = opened(tiny_model_folder)
+    fresh, identity = model.model.encode(["the fox"]), model.identity()
+    train(model, PAIRS, fast(early_stopping=None), seed=1)
+    remove_adapter(model)
+    assert (model.model.encode(["the fox"]) == fresh).all() and model.identity() == identity
+    again = with_instruction(model, "Find")
+    train(again, PAIRS, fast(early_stopping=None), seed=2)
+    alone = opened(tiny_model_folder)
+    train(alone, PAIRS, fast(early_stopping=None), seed=2)
+    assert same(trainable_weights(again), trainable_weights(alone))
+    assert with_instruction(again, "Other").model.prompts["query"].startswith("Other")
+
+
+def test_trackers_pass_through(tiny_model_folder, monkeypatch):
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    class Notebook(TrainerCallback):
+        seen: list[tuple[str, float]] = []  # noqa: RUF012 (what a tracker far away would hold)
+
+        def on_log(self, args, state, control, logs=None, **_):
+            if "loss" in logs:
+                self.seen.append((args.run_name, logs["loss"]))
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "notebook", Notebook)
+    settings = fast(early_stopping=None, epochs=2, report_to=["notebook"])
+    report = train(opened(tiny_model_folder), PAIRS, settings, seed=3, label="train care")
+    assert Notebook.seen == [("train care", entry["loss"]) for entry in report.losses]
+    with pytest.raises(InputError, match="report_to: nothing cannot be reported to"):
+        train(opened(tiny_model_folder), PAIRS, fast(report_to=["nothing"], early_stopping=None), seed=3)

@@ -19,8 +19,9 @@ from medley.evaluate.compare import compare, holm
 from medley.report import numbers as written
 from medley.report import write_report
 from medley.report.charts import running_mean
+from medley.report.dev_chart import dev_chart
 from medley.report.findings import Difference
-from medley.report.formats import Results
+from medley.report.formats import DevCurve, DevPoint, Results
 from medley.report.samples import changed_parts, shortened
 from medley.report.svg import Scale
 from medley.report.verdict import judge
@@ -187,6 +188,15 @@ def test_counts_losses_and_choices_are_those_of_the_files(page: Page, run: Path)
     prompt = json.loads((run / "stages/prompts/care/prompt.json").read_text())
     assert prompt["instruction"] in page.text
     assert "2 of care in demo/medicine:test" in flat(page.text)
+
+
+def test_what_dev_said_of_a_training_is_shown(run: Path) -> None:
+    text = write_report(run).read_text(encoding="utf-8")
+    assert text.count("Dev nDCG@10: ") == 1 == text.count(f"Dev nDCG@10 of {EXPERTS[0]}: ")
+    assert "0.410 to 0.442 (+0.032) at step 30, 0.5 of its update, stopped early" in text
+    assert "<title>step 30, 0.5 of its update: 0.442</title>" in text
+    base = DevPoint(step=0, scale=1, score=0.5)
+    assert "stays the base" in dev_chart(DevCurve(points=[base], chosen=base), name="one")
 
 
 STAGES = ("sources", "mine", "synthesize", "prompts", "train", "merge", "evaluate")

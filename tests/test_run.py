@@ -159,7 +159,7 @@ def test_killed_at_any_point_it_ends_the_same(tmp_path):
 
 
 def test_two_processes_do_not_work_in_one_folder(tmp_path):
-    from medley.run import _locked
+    from medley.run import locked
 
-    with _locked(tmp_path), pytest.raises(OutputError, match="another process is working"):
+    with locked(tmp_path), pytest.raises(OutputError, match="another process is working"):
         run(tmp_path, [])

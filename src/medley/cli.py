@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 import medley
-from medley import cli_guard, cli_prompts, cli_synthesize
+from medley import cli_guard, cli_prompts, cli_synthesize, cli_train
 from medley.errors import InputError, MedleyError
 from medley.tables import print_comparisons, print_results, print_steps
 
@@ -121,9 +121,17 @@ def run(
     plan_only: Annotated[
         bool, typer.Option("--plan", help="Say what would run and its cost; touch nothing.")
     ] = False,
+    devices: Annotated[int, typer.Option(help="Experts that train side by side, one on each device.")] = 1,
+    launcher: Annotated[
+        str,
+        typer.Option(
+            help='Train each expert on all devices that this starts: "torchrun --nproc-per-node 8".'
+        ),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Run a recipe, from data to proof; continues where an earlier run of it stopped."""
+    from medley.pipeline.devices import Devices
     from medley.pipeline.start import plan, run_recipe
     from medley.recipe import load_recipe
 
@@ -132,7 +140,7 @@ def run(
     if plan_only:
         print_steps(plan(settings, folder), as_json)
         return
-    run_recipe(settings, folder, until=until)
+    run_recipe(settings, folder, until=until, devices=Devices(devices, launcher))
     results = folder / "results.json"
     if results.is_file() and until is None:
         print_results(json.loads(results.read_text(encoding="utf-8")), as_json)
@@ -211,31 +219,7 @@ def mine(
 app.command("tune-prompt")(cli_prompts.tune_prompt)
 
 
-@app.command()
-def train(
-    base: Annotated[str, typer.Option(help="Hub id, model folder, or `tiny`.")],
-    pairs: PairsFile,
-    out: Out,
-    learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 5e-5,
-    batch_size: Annotated[int, typer.Option(help="Pairs a step.")] = 256,
-    epochs: Annotated[float, typer.Option(help="Passes over the pairs.")] = 1.0,
-    instruction: Annotated[str, typer.Option(help="Task sentence of rows that have none.")] = "",
-    seed: Seed = 13,
-) -> None:
-    """Train one LoRA expert on a pairs file."""
-    from medley.encoder import RetrieverSettings, build_retriever
-    from medley.expert import base_fingerprint, save_expert
-    from medley.pairs import read_pairs
-    from medley.train.contrastive import train as train_retriever
-    from medley.train.settings import TrainSettings
-
-    rows = read_pairs(pairs)
-    retriever = build_retriever(base, RetrieverSettings(), instruction=instruction or rows[0].instruction)
-    settings = TrainSettings(learning_rate=learning_rate, batch_size=batch_size, epochs=epochs)
-    identity = base_fingerprint(retriever)
-    training = train_retriever(retriever, rows, settings, seed=seed)
-    save_expert(retriever, out, base=base, base_identity=identity, settings=RetrieverSettings())
-    print(json.dumps({"pairs": training.pairs, "steps": training.steps, "loss": training.losses[-1]["loss"]}))
+app.command()(cli_train.train)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -230,6 +230,14 @@ def build_retriever(
     )
     model.eval()
     return Retriever(model, template, instruction)
+
+
+def with_instruction(retriever: Retriever, instruction: str) -> Retriever:
+    """The same model under another instruction. The model is not copied: its saved prompt changes along."""
+    if retriever.template is None:
+        raise ModelError("this model was not made by Medley, so its instruction cannot be changed.")
+    retriever.model.prompts["query"] = retriever.template.query_prefix(instruction)
+    return replace(retriever, instruction=instruction)
 
 
 def append_end_of_sequence(tokenizer: Any, base: str) -> None:

@@ -84,7 +84,12 @@ class Expert:
 
 
 def base_fingerprint(retriever: Retriever) -> str:
-    """Fingerprint of a backbone's weights without adapters, prompts or pooling.
+    """Fingerprint of a retriever's backbone: its weights without adapters, prompts or pooling."""
+    return backbone_fingerprint(backbone(retriever))
+
+
+def backbone_fingerprint(model: Any) -> str:
+    """Fingerprint of the weights of a decoder without a head.
 
     Weights are hashed as bfloat16, so opening the same base in float32 or bfloat16 gives the same value.
     """
@@ -93,7 +98,7 @@ def base_fingerprint(retriever: Retriever) -> str:
     import torch
 
     digest = hashlib.sha256()
-    for name, tensor in sorted(base_tensors(retriever).items()):
+    for name, tensor in sorted(_own_tensors(model).items()):
         data = tensor.detach().to(torch.bfloat16).contiguous().cpu()
         digest.update(f"{name} {tuple(data.shape)}".encode())
         digest.update(data.view(torch.uint8).numpy().data if data.ndim else data.float().numpy().tobytes())
@@ -102,8 +107,12 @@ def base_fingerprint(retriever: Retriever) -> str:
 
 def base_tensors(retriever: Retriever) -> dict[str, torch.Tensor]:
     """The backbone's own floating-point weights by name, whatever adapter sits on it."""
+    return _own_tensors(backbone(retriever))
+
+
+def _own_tensors(model: Any) -> dict[str, torch.Tensor]:
     tensors = {}
-    for name, tensor in backbone(retriever).named_parameters():
+    for name, tensor in model.named_parameters():
         if ".lora_" not in name:
             tensors[plain_name(name).replace(".base_layer.", ".")] = tensor
     return tensors
@@ -128,26 +137,34 @@ def save_expert(
     `base` is the name that the recipe gives, `base_identity` its base_fingerprint. Raises ModelError when the
     backbone carries no adapter, or one of a kind that cannot be merged.
     """
+    tensors, config = adapter_content(backbone(retriever))
+    description = describe(retriever) | {
+        "kind": "expert", "base": base, "base_identity": base_identity,
+        "retriever": settings.model_dump(mode="json"),
+    }  # fmt: skip
+    write_adapter(
+        folder, tensors, config=config | {"base_model_name_or_path": base},
+        description=description | dict(extra or {}),
+    )  # fmt: skip
+
+
+def adapter_content(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors and the configuration of the one PEFT adapter on a model, with a head or without.
+
+    Raises ModelError when the model carries no adapter, or more than one.
+    """
     from peft.utils import get_peft_model_state_dict
 
-    model = backbone(retriever)
     configs = getattr(model, "peft_config", None) or {}
     if len(configs) != 1:
-        raise ModelError(f"{folder}: the model carries {len(configs)} adapters, an expert has exactly one.")
+        raise ModelError(f"the model carries {len(configs)} adapters, an expert has exactly one.")
     adapter_name, config = next(iter(configs.items()))
     tensors = {
         f"base_model.model.{plain_name(name)}": tensor
         for name, tensor in get_peft_model_state_dict(model, adapter_name=adapter_name).items()
     }
-    description = describe(retriever) | {
-        "kind": "expert", "base": base, "base_identity": base_identity,
-        "retriever": settings.model_dump(mode="json"),
-    }  # fmt: skip
     plain_config = {key: _plain(value) for key, value in config.to_dict().items()}
-    write_adapter(
-        folder, tensors, config=plain_config | {"base_model_name_or_path": base, "inference_mode": True},
-        description=description | dict(extra or {}),
-    )  # fmt: skip
+    return tensors, plain_config | {"inference_mode": True}
 
 
 def write_adapter(

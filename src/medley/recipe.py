@@ -255,11 +255,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(raw, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys; this file holds a {type(raw).__name__}.")
     for override in overrides:
-        raw = _overridden(raw, override)
+        raw = overridden(raw, override)
     return parse_recipe(raw, str(path))
 
 
-def _overridden(raw: dict[str, Any], override: str) -> dict[str, Any]:
+def overridden(raw: dict[str, Any], override: str) -> dict[str, Any]:
+    """Plain settings with one of them changed, as `key.sub=value`; RecipeError where it is not written so."""
     keys, equals, value = override.partition("=")
     if not equals or not keys.strip():
         raise RecipeError(f"--set {override}: write key.sub=value, for example --set train.epochs=2.")
@@ -272,7 +273,7 @@ def _overridden(raw: dict[str, Any], override: str) -> dict[str, Any]:
     inner = raw.get(first) or {}
     if not isinstance(inner, dict):
         raise RecipeError(f"--set {override}: {first} is not a mapping, so {rest} cannot be set in it.")
-    return {**raw, first: _overridden(inner, f"{rest}={value}")}
+    return {**raw, first: overridden(inner, f"{rest}={value}")}
 
 
 def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -320,7 +321,12 @@ def _with_places(recipe: Recipe) -> Recipe:
                 }
             ),
             "pretrain": pretrain
-            and pretrain.model_copy(update={"collections": placed(pretrain.collections, "train")}),
+            and pretrain.model_copy(
+                update={
+                    "collections": placed(pretrain.collections, "train"),
+                    "documents": [_absolute(path) for path in pretrain.documents],
+                }
+            ),
             "prompts": recipe.prompts.model_copy(
                 update={"library": recipe.prompts.library and Path(_absolute(str(recipe.prompts.library)))}
             ),

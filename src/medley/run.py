@@ -160,7 +160,7 @@ def execute(
     Holds a lock on the folder. Can be interrupted at any moment: finished artefacts stay.
     Raises OutputError when another process works in the folder.
     """
-    with _locked(folder):
+    with locked(folder):
         _sweep(folder)
         keys = step_keys(steps)
         for index, step in enumerate(steps):
@@ -171,12 +171,13 @@ def execute(
                 f"[{index + 1}/{len(steps)}] {step.id}"
                 + (f" (again: {state.reason})" if state.reason else "")
             )
-            _make(folder, step, keys)
+            make(folder, step, keys)
             write_manifest(folder, steps, name=name, seed=seed)
         write_manifest(folder, steps, name=name, seed=seed)
 
 
-def _make(folder: Path, step: Step, keys: Mapping[str, str]) -> None:
+def make(folder: Path, step: Step, keys: Mapping[str, str]) -> None:
+    """Make one artefact, whatever was there; the caller holds the lock."""
     needs = {need: folder / "stages" / need for need in step.needs}
     target = folder / "stages" / step.id
     started = time.monotonic()
@@ -248,7 +249,8 @@ def claim_folder(folder: Path, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from working on a run. Raises OutputError when one does."""
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

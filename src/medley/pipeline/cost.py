@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 from pathlib import Path
 
 from medley.encoder import resolve_base
@@ -17,6 +18,7 @@ from medley.prompts.library import read_library
 from medley.prompts.proof import RANDOM_INSTRUCTIONS
 from medley.prompts.settings import BUDGETS
 from medley.recipe import Recipe, Source
+from medley.train.settings import EarlyStopping
 
 Cost = dict[str, float]
 
@@ -38,13 +40,18 @@ def rows_of(source: Source, inputs: Inputs) -> int:
     return min(rows, source.limit or rows)
 
 
-def cost_of_training(recipe: Recipe, inputs: Inputs, sources: list[str]) -> Cost:
-    """Texts that go forward and backward through the model."""
+def cost_of_training(recipe: Recipe, inputs: Inputs, sources: list[str], dev: list[str]) -> Cost:
+    """Texts that go forward and backward through the model; with early stopping also those encoded on dev, at most."""
     rows = sum(rows_of(recipe.sources[name], inputs) for name in sources)
-    return {"texts_trained": rows * recipe.train.epochs * (2 + recipe.train.negatives)}
+    trained = {"texts_trained": rows * recipe.train.epochs * (2 + recipe.train.negatives)}
+    stopping = recipe.train.early_stopping
+    if stopping is None:
+        return trained
+    scores = 1 + math.ceil(recipe.train.epochs / stopping.every_epochs) + 2 * len(stopping.scales)
+    return trained | {"texts_encoded": scores * sum(pool_texts(stopping, inputs, dev))}
 
 
-def pool_texts(search: SearchSettings, inputs: Inputs, specs: list[str]) -> tuple[int, int]:
+def pool_texts(search: SearchSettings | EarlyStopping, inputs: Inputs, specs: list[str]) -> tuple[int, int]:
     """Queries and passages of the dev pools."""
     collections = [inputs.collection(spec) for spec in specs]
     queries = sum(min(search.queries, len(collection.queries)) for collection in collections)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import medley
 from medley.collections import Collection, FolderCorpus, Passage, load_collection, load_corpus
-from medley.encoder import model_identity
+from medley.documents import shards_of
+from medley.encoder import Retriever, model_identity
 from medley.errors import InputError, PairsError
 from medley.fingerprint import fingerprint, fingerprint_file, fingerprint_path, fingerprint_texts
 from medley.pairs import read_pairs
@@ -30,6 +31,8 @@ class Inputs:
     collections: dict[str, Collection] = field(default_factory=dict)
     corpora: dict[str, Sequence[Passage]] = field(default_factory=dict)
     identities: dict[str, str] = field(default_factory=dict)
+    bases: dict[str, Retriever] = field(default_factory=dict)
+    """An open base without an adapter, by its place, that the next expert starts from."""
 
     def collection(self, spec: str) -> Collection:
         """The collection that `SPEC:SPLIT` names."""
@@ -59,6 +62,17 @@ class Inputs:
                 else fingerprint_texts(text for passage in corpus for text in (passage.id, passage.full_text))
             )
         return self.identities[key]
+
+    def text_identities(self, collections: Iterable[str], documents: Iterable[str]) -> list[str]:
+        """Content fingerprints of corpora, and of files or folders of raw text."""
+        found = [self.corpus_identity(spec) for spec in collections]
+        for source in documents:
+            if source not in self.identities:
+                self.identities[source] = fingerprint(
+                    [fingerprint_file(f) for f in shards_of(expanded(source))]
+                )
+            found.append(self.identities[source])
+        return found
 
     def file(self, path: str) -> str:
         """Content fingerprint of a user's own prompt or table."""

@@ -1,32 +1,23 @@
-"""Building the model artefacts: pre-trained base, chosen instructions, experts, merge search, merged model."""
+"""Building the model artefacts: chosen instructions, merge search, merged model. (Training is in training.py.)"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from medley.encoder import (
-    Retriever,
-    build_retriever,
-    save_retriever,
-)
+from medley.encoder import Retriever, build_retriever
 from medley.files import read_json, remove, write_json
 from medley.fingerprint import fingerprint_path
-from medley.pairs import TrainingPair
-from medley.pipeline.data import LLM_CACHE, VECTORS, assemble_pairs
+from medley.pipeline.data import LLM_CACHE, VECTORS
 from medley.pipeline.inputs import ALL, Inputs
 from medley.pipeline.prompting import open_prompt_chat, seed_instruction_of, tune, write_choice
 from medley.prompts.choose import Choice
-from medley.prompts.generic import drawn_for
 from medley.prompts.settings import PromptSettings
 from medley.recipe import Expert, Recipe
-from medley.train.settings import TrainSettings
-from medley.train.stopping import Score
 
 PROMPT = "prompt.json"
-TRAINING = "training.json"
 SEARCH = "search.json"
 ENCODINGS = "encodings"
 """Folder of a run with the encodings of an unfinished search."""
@@ -42,40 +33,14 @@ def base_of(recipe: Recipe, needs: Mapping[str, Path]) -> str:
     return str(pretrained / "model") if pretrained else recipe.base
 
 
-def _base_retriever(recipe: Recipe, needs: Mapping[str, Path], instruction: str = "") -> Retriever:
+def base_retriever(recipe: Recipe, needs: Mapping[str, Path], instruction: str = "") -> Retriever:
+    """The base as the recipe's retriever."""
     return build_retriever(base_of(recipe, needs), recipe.retriever, instruction=instruction)
 
 
 def instruction_of(needs: Mapping[str, Path], name: str) -> str:
     """The instruction that the prompts stage chose for an expert or for `all`."""
     return read_json(needs[f"prompts/{name}"] / PROMPT)["instruction"]
-
-
-def build_pretrained(recipe: Recipe, inputs: Inputs, out: Path, _: Mapping[str, Path]) -> dict[str, Any]:
-    """Pre-train all weights of the base on unlabelled pairs from the recipe's corpora."""
-    from medley.train.contrastive import train
-    from medley.train.unlabelled import unlabelled_pairs
-
-    settings = recipe.pretrain
-    if settings is None:
-        raise ValueError("the recipe has no pretrain section")
-    pairs = unlabelled_pairs(
-        (passage for spec in settings.collections for passage in inputs.collection(spec).corpus),
-        titles=settings.titles,
-        spans=settings.spans,
-        max_pairs=settings.max_pairs,
-        seed=recipe.seed,
-    )
-    retriever = build_retriever(recipe.base, recipe.retriever)
-    score = _dev_score(recipe, inputs, settings.train)
-    training = train(retriever, pairs, settings.train, seed=recipe.seed, label="pretrain", score=score)
-    save_retriever(
-        retriever,
-        out / "model",
-        card=f"# {recipe.name}: base after pre-training\n\nFrom {recipe.base}, {len(pairs)} unlabelled pairs.\n",
-    )
-    write_json(out / TRAINING, asdict(training))
-    return {"pairs": training.pairs, "steps": training.steps}
 
 
 def build_prompt(
@@ -93,7 +58,7 @@ def build_prompt(
         chat = open_prompt_chat(recipe.llm, settings, out.parents[2] / LLM_CACHE)
         choice = drawn(seed_instruction, settings, seed=recipe.seed, chat=chat)
     else:
-        retriever = _base_retriever(recipe, needs)
+        retriever = base_retriever(recipe, needs)
         choice = _tuned(recipe, inputs, retriever, settings, seed_instruction, dev, out)
     return write_choice(choice, dev, out / PROMPT)
 
@@ -105,7 +70,7 @@ def build_merged_instruction(
     from medley.merge.concatenated import dense_merge
 
     seed_instruction = instruction_of(needs, ALL)
-    retriever = _base_retriever(recipe, needs, seed_instruction)
+    retriever = base_retriever(recipe, needs, seed_instruction)
     experts = read_experts(recipe, needs)
     layout = _layout(recipe, retriever)
     found = read_json(needs["merge/search"] / SEARCH)
@@ -127,7 +92,7 @@ def _tuned(
     return tune(
         retriever,
         [
-            _pool(
+            dev_pool(
                 recipe,
                 inputs,
                 spec,
@@ -152,7 +117,7 @@ def _deltas(recipe: Recipe, found: Mapping[str, Any], layout: Any) -> Any:
     return delta_coefficients(found["method"], weights)
 
 
-def _pool(recipe: Recipe, inputs: Inputs, spec: str, *, passages: int, queries: int) -> Any:
+def dev_pool(recipe: Recipe, inputs: Inputs, spec: str, *, passages: int, queries: int) -> Any:
     """The sample of a dev collection on which instructions, candidates and training steps are scored."""
     from medley.merge.pool import build_pool
 
@@ -163,91 +128,6 @@ def _pool(recipe: Recipe, inputs: Inputs, spec: str, *, passages: int, queries: 
         seed=recipe.seed,
         instruction=recipe.instruction_for(spec),
     )
-
-
-def stopping_dev(recipe: Recipe, settings: TrainSettings, expert: Expert | None = None) -> list[str]:
-    """The dev collections that stop a training early; none where it is not to stop early.
-
-    An expert may have its own; what is trained on all the data, or before the experts, has the merge's.
-    """
-    stopping = settings.early_stopping
-    if stopping is None:
-        return []
-    own = expert.dev if expert is not None and stopping.dev == "own" else None
-    return own or recipe.merge.dev
-
-
-def _dev_score(
-    recipe: Recipe, inputs: Inputs, settings: TrainSettings, expert: Expert | None = None
-) -> Score | None:
-    """What a training asks for a retriever's score on dev; None where nothing stops it early."""
-    from medley.merge.pool import score_candidate
-
-    stopping = settings.early_stopping
-    if stopping is None:
-        return None
-    dev = stopping_dev(recipe, settings, expert)
-    pools = [
-        _pool(recipe, inputs, spec, passages=stopping.pool_size, queries=stopping.queries) for spec in dev
-    ]
-
-    def score(retriever: Retriever) -> Mapping[str, float]:
-        return score_candidate(retriever, pools).scores
-
-    return score
-
-
-def build_expert(
-    recipe: Recipe,
-    inputs: Inputs,
-    name: str,
-    experts: Mapping[str, Expert],
-    out: Path,
-    needs: Mapping[str, Path],
-) -> dict[str, Any]:
-    """Train one adapter on the pairs of one expert, or of all experts together for the all-data model."""
-    from medley.expert import base_fingerprint, save_expert
-    from medley.train.contrastive import train
-
-    pairs: list[TrainingPair] = []
-    for member, expert in experts.items():
-        own = assemble_pairs(expert.sources, recipe.kinds_of(expert), needs)
-        pairs += under_instructions(own, read_json(needs[f"prompts/{member}"] / PROMPT), seed=recipe.seed)
-    retriever = _base_retriever(recipe, needs, instruction_of(needs, name))
-    identity = base_fingerprint(retriever)
-    score = _dev_score(recipe, inputs, recipe.train, experts.get(name))
-    training = train(retriever, pairs, recipe.train, seed=recipe.seed, label=f"train {name}", score=score)
-    counts = {
-        source: sum(pair.source == source for pair in pairs) for source in {pair.source for pair in pairs}
-    }
-    report = {**asdict(training), "source_counts": dict(sorted(counts.items()))}
-    save_expert(
-        retriever,
-        out / "adapter",
-        base=recipe.base,
-        base_identity=identity,
-        settings=recipe.retriever,
-        extra={
-            "name": name,
-            "run": recipe.name,
-            "training": {"pairs": training.pairs, "steps": training.steps},
-        },
-    )
-    write_json(out / TRAINING, report)
-    summary = {"pairs": training.pairs, "steps": training.steps, "final_loss": training.losses[-1]["loss"]}
-    return summary if training.dev is None else summary | {"dev": asdict(training.dev.chosen)}
-
-
-def under_instructions(
-    pairs: Sequence[TrainingPair], prompt: Mapping[str, Any], *, seed: int
-) -> list[TrainingPair]:
-    """Pairs with the instruction that they are trained under: their own where the seed instruction stayed."""
-    if prompt["drawn_from"]:
-        texts = drawn_for([pair.query for pair in pairs], prompt["drawn_from"], seed=seed)
-        return [replace(pair, instruction=text) for pair, text in zip(pairs, texts, strict=True)]
-    if prompt["instruction"] == prompt["seed_instruction"]:
-        return list(pairs)
-    return [replace(pair, instruction=prompt["instruction"]) for pair in pairs]
 
 
 def read_experts(recipe: Recipe, needs: Mapping[str, Path]) -> list[Any]:
@@ -280,7 +160,8 @@ def build_search(recipe: Recipe, inputs: Inputs, out: Path, needs: Mapping[str, 
     from medley.merge.space import SearchSpace
 
     experts = read_experts(recipe, needs)
-    retriever = _base_retriever(recipe, needs, instruction_of(needs, ALL))
+    inputs.bases.clear()  # training is over, so its open base need not stay in memory beside this one
+    retriever = base_retriever(recipe, needs, instruction_of(needs, ALL))
     check_compatible(experts, base_identity=base_fingerprint(retriever))
     layout = _layout(recipe, retriever)
     settings = recipe.merge.search.model_copy(update={"seed": recipe.seed})
@@ -393,7 +274,7 @@ def variant_retriever(recipe: Recipe, variant: str, needs: Mapping[str, Path]) -
     if variant == "base":
         return build_retriever(recipe.base, recipe.retriever, instruction=instruction_of(needs, ALL))
     if variant == "pretrained":
-        return _base_retriever(recipe, needs, instruction_of(needs, ALL))
+        return base_retriever(recipe, needs, instruction_of(needs, ALL))
     name = variant.removeprefix("expert:")
     expert = read_expert(needs[f"train/{name}"] / "adapter", name=name)
     # folded in float32 and then cast, exactly as the merged model is: rows of the table differ in nothing else

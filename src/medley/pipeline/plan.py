@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medley.encoder import check_decoder
 from medley.guard.judge import read_judge_prompt
-from medley.pipeline import cost, data, llm_cost, models, proof
+from medley.pipeline import cost, data, llm_cost, models, proof, training
 from medley.pipeline.inputs import ALL, Inputs, code_of
 from medley.recipe import Expert, Recipe, Source
 from medley.run import Step
@@ -240,20 +240,20 @@ def _model_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
     base_need = _base_need(recipe)
     steps = []
     if recipe.pretrain is not None:
-        dev = models.stopping_dev(recipe, recipe.pretrain.train)
+        dev = training.stopping_dev(recipe, recipe.pretrain.train)
         steps.append(
             Step(
                 "pretrain",
                 "base",
                 {
                     **base,
-                    "pretrain": recipe.pretrain.model_dump(mode="json", exclude={"collections"}),
-                    "corpora": inputs.collection_identities(recipe.pretrain.collections),
+                    "pretrain": recipe.pretrain.model_dump(mode="json", exclude={"collections", "documents"}),
+                    "texts": inputs.text_identities(recipe.pretrain.collections, recipe.pretrain.documents),
                     "dev": inputs.collection_identities(dev),
                     "seed": recipe.seed,
                 },
-                partial(models.build_pretrained, recipe, inputs),
-                code=code_of("pipeline/models.py", "train", *(SCORING_CODE if dev else ())),
+                partial(training.build_pretrained, recipe, inputs),
+                code=code_of("pipeline/training.py", "train", "documents.py", *(SCORING_CODE if dev else ())),
             )
         )
     for name, expert in {**recipe.experts, ALL: _all_data(recipe)}.items():
@@ -351,7 +351,7 @@ def _all_data(recipe: Recipe) -> Expert:
 
 
 def _train_step(recipe: Recipe, inputs: Inputs, name: str, experts: dict[str, Expert]) -> Step:
-    dev = models.stopping_dev(recipe, recipe.train, experts.get(name))
+    dev = training.stopping_dev(recipe, recipe.train, experts.get(name))
     needs = dict.fromkeys(
         need
         for member, expert in experts.items()
@@ -366,16 +366,16 @@ def _train_step(recipe: Recipe, inputs: Inputs, name: str, experts: dict[str, Ex
                 member: {"sources": expert.sources, "negatives": recipe.kinds_of(expert)}
                 for member, expert in experts.items()
             },
-            "train": recipe.train.model_dump(mode="json"),
+            "train": recipe.train.model_dump(mode="json", exclude={"report_to"}),
             "dev": inputs.collection_identities(dev),
             "instructions": [recipe.instruction_for(spec) for spec in dev],
             "seed": recipe.seed,
         },
-        partial(models.build_expert, recipe, inputs, name, experts),
+        partial(training.build_expert, recipe, inputs, name, experts),
         needs=(*_base_need(recipe), *needs, *((f"prompts/{ALL}",) if name == ALL else ())),
-        code=code_of("pipeline/models.py", "train", "expert.py", *(SCORING_CODE if dev else ())),
+        code=code_of("pipeline/training.py", "train", "expert.py", *(SCORING_CODE if dev else ())),
         cost=cost.cost_of_training(
-            recipe, inputs, list(dict.fromkeys(s for expert in experts.values() for s in expert.sources))
+            recipe, inputs, list(dict.fromkeys(s for expert in experts.values() for s in expert.sources)), dev
         ),
     )
 

@@ -7,17 +7,27 @@ from typing import Any
 
 from medley.errors import CollectionError, LeakError, PairsError
 from medley.files import remove, write_text
+from medley.pipeline.devices import Devices, train_on
 from medley.pipeline.plan import STAGES, plan_steps
 from medley.pipeline.proof import publish_model
 from medley.recipe import Recipe, load_recipe, write_recipe
 from medley.run import claim_folder, execute, read_artefact, stages_until, states
 
 RECIPE = "recipe.yaml"
+TRAIN = "train"
+"""The stage whose steps need not one another, and that several devices share."""
 
 
-def run_recipe(recipe: Recipe, folder: Path, *, until: str | None = None) -> Path:
+def run_recipe(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    until: str | None = None,
+    devices: Devices | None = None,
+) -> Path:
     """Run a recipe in a folder, up to and including the stage `until`; continue where an earlier run stopped.
 
+    `devices` says how many experts train side by side, or what starts a training on several devices.
     Raises an InputError before anything is written when recipe, inputs or folder are wrong.
     """
     stages = stages_until(until, STAGES)
@@ -26,6 +36,10 @@ def run_recipe(recipe: Recipe, folder: Path, *, until: str | None = None) -> Pat
     claim_folder(folder, recipe.name)
     try:
         write_text(folder / RECIPE, write_recipe(recipe))
+        if TRAIN in stages and devices is not None and not devices.in_this_process:
+            before = STAGES[: STAGES.index(TRAIN)]
+            execute(folder, steps, name=recipe.name, seed=recipe.seed, stages=before)
+            train_on(devices, folder, steps, stage=TRAIN)
         execute(folder, steps, name=recipe.name, seed=recipe.seed, stages=stages)
     except (LeakError, CollectionError, PairsError):
         made = {step.stage for step in steps if read_artefact(folder, step.id)}

@@ -153,6 +153,23 @@ class LossPoint(_Format):
     loss: Number
 
 
+class DevPoint(_Format):
+    """The score on dev after a step, with a part of the update made by then."""
+
+    step: int
+    scale: Number
+    score: Number
+
+
+class DevCurve(_Format):
+    """What stopped a training, and what was kept."""
+
+    points: list[DevPoint] = Field(min_length=1)
+    shrunken: list[DevPoint] = []
+    chosen: DevPoint
+    stopped_early: bool = False
+
+
 class Training(_Format):
     """stages/train/<expert>/training.json."""
 
@@ -160,4 +177,5 @@ class Training(_Format):
     steps: int
     seconds: Number = 0.0
     losses: list[LossPoint] = []
+    dev: DevCurve | None = None
     source_counts: dict[str, int] = {}

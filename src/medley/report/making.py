@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medley.report import charts, findings
+from medley.report import charts, dev_chart, findings
 from medley.report.formats import Candidate, Coefficient
 from medley.report.numbers import count
 from medley.report.reading import ALL, EXPERT, MERGED, Outcome, Run
@@ -81,6 +81,8 @@ def training_values(run: Run) -> list[dict[str, Any]]:
             "is_all": name == ALL,
             "training": training,
             "picture": charts.losses_chart(training.losses, limits, name=name) if training.losses else None,
+            "dev": dev_chart.dev_chart(training.dev, name=name) if training.dev else None,
+            "dev_words": dev_chart.in_words(training.dev) if training.dev else "",
         }
         for name, training in run.trainings.items()
     ]

@@ -13,29 +13,35 @@ import contextlib
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medley.encoder import Retriever
 from medley.errors import InputError, PairsError
-from medley.expert import check_mergeable
 from medley.lowrank import backbone
 from medley.pairs import TrainingPair
 from medley.progress import progress, say
+from medley.train.adapter import add_adapter
 from medley.train.batches import Batches, keys_of
 from medley.train.collate import Collator
 from medley.train.gradient_cache import GradientCache
 from medley.train.loss import InfoNCE
-from medley.train.settings import LoraSettings, TrainSettings
+from medley.train.processes import join
+from medley.train.settings import TrainSettings
 from medley.train.stopping import DevCurve, DevWatch, Score, steps_between, watching
-from medley.train.trainer import build_trainer, last_checkpoint, saving_every, training_identity
+from medley.train.trainer import (
+    advancing,
+    build_trainer,
+    last_checkpoint,
+    saving_every,
+    trackers,
+    training_identity,
+)
 
 if TYPE_CHECKING:
     import torch
-    from sentence_transformers import SentenceTransformer
-    from transformers import TrainerCallback
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ def train(
         raise InputError(
             f"{label}: early stopping needs a dev collection to score; name one, or leave it out."
         )
+    join()
     torch.manual_seed(seed)
     model = retriever.model
     # the card is Medley's; a filled widget keeps the trainer from looking for examples in private training text
@@ -120,7 +127,8 @@ def train(
                 save_strategy="steps" if checkpoints else "no",
                 save_steps=steps,
                 save_total_limit=2,
-                report_to="none",
+                report_to=trackers(settings.report_to),
+                run_name=label,
                 disable_tqdm=True,
                 bf16=False,  # weights keep the dtype that they were loaded in; the cache knows what to compute in
             ),
@@ -128,7 +136,7 @@ def train(
             cache=cache,
             identity=identity,
         )
-        trainer.add_callback(_advancing(advance))
+        trainer.add_callback(advancing(advance))
         watch = None
         if settings.early_stopping is not None and score is not None:
             watch = DevWatch(retriever, score, settings.early_stopping, folder=folder / "dev", label=label)
@@ -248,40 +256,3 @@ def computing(retriever: Retriever, settings: TrainSettings) -> Iterator[None]:
     finally:
         if settings.gradient_checkpointing:
             decoder.gradient_checkpointing_disable()
-
-
-def _advancing(advance: Callable[[int], None]) -> TrainerCallback:
-    from transformers import TrainerCallback
-
-    class Advancing(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            advance(state.global_step)
-
-        def on_step_end(self, *_: object, **__: object) -> None:
-            advance(1)
-
-    return Advancing()
-
-
-def add_adapter(model: SentenceTransformer, lora: LoraSettings) -> None:
-    """Put a fresh LoRA adapter on the decoder inside the model; the base's own weights stay as they are.
-
-    The adapter starts as the identity (B is zero) and trains in float32 whatever the base's dtype.
-    """
-    from peft import LoraConfig
-
-    given = {
-        "r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": lora.targets,
-        "bias": "none",
-    }  # fmt: skip
-    try:
-        config = LoraConfig(**(given | lora.options))
-    except (TypeError, ValueError) as problem:
-        raise InputError(
-            f"train.lora.options: PEFT's LoraConfig refuses them ({problem}); see its documentation."
-        ) from problem
-    check_mergeable(config.to_dict(), "train.lora.options")
-    model.add_adapter(config)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.float()

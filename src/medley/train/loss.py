@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import torch
 
-ROWS = 256
-"""Queries whose scores are in memory at a time."""
+SCORES = 2**20
+"""Scores that are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,15 @@ class InfoNCE:
 
 
 def loss_and_gradient(
-    embeddings_TH: torch.Tensor, contrast: Contrast, settings: InfoNCE, *, rows: int = ROWS
+    embeddings_TH: torch.Tensor, contrast: Contrast, settings: InfoNCE, *, rows: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss (a float32 scalar without a graph) and its gradient by the embeddings, float32 of shape (T, H).
 
-    The score matrix is never in memory as a whole: `rows` queries at a time.
+    The score matrix is never in memory as a whole: `rows` queries at a time, or as many as give SCORES scores.
     """
     import torch
 
+    rows = rows or max(1, SCORES // len(contrast.passage_D))
     with torch.enable_grad():
         leaf_TH = embeddings_TH.detach().float().requires_grad_()
         sides = [_sides(leaf_TH, contrast, dim) for dim in _sizes(settings, leaf_TH.shape[1])]

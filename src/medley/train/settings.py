@@ -117,6 +117,9 @@ class TrainSettings(BaseModel):
     early_stopping: EarlyStopping | None = Field(
         None, description="stop where dev gains no more and keep the best step; null trains to the end"
     )
+    report_to: tuple[str, ...] = Field(
+        (), description="trackers that transformers knows: tensorboard, wandb, mlflow"
+    )
 
 
 class PretrainSettings(BaseModel):
@@ -144,3 +147,29 @@ class PretrainSettings(BaseModel):
         if not self.collections and not self.documents:
             raise ValueError("name `collections` or `documents` to read")
         return self
+
+
+class LanguageSettings(BaseModel):
+    """Language-model training on raw text (`medley train --objective language`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lora: LoraSettings | None = Field(LoraSettings(), description="null trains all weights")
+    learning_rate: float = Field(1e-4, gt=0, description="peak of the cosine schedule")
+    block_tokens: int = Field(512, ge=8, description="tokens of a block; documents follow one another in it")
+    batch_size: int = Field(32, ge=1, description="blocks a step, over all devices")
+    mini_batch_size: int = Field(4, ge=1, description="blocks in memory at a time on a device")
+    epochs: float = Field(1.0, gt=0, description="passes over the text")
+    max_steps: int | None = Field(None, ge=1, description="stop after so many steps, whatever the epochs")
+    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps in which the rate rises")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    held_out: float = Field(0.01, ge=0, lt=1, description="share of the blocks on which the loss is measured")
+    gradient_checkpointing: bool = Field(False, description="compute activations again layer by layer")
+    dtype: Literal["bfloat16", "float32", "float16"] = Field(
+        "bfloat16",
+        description="of the base under an adapter, and of saved full weights (these train in float32)",
+    )
+    checkpoint_minutes: float = Field(10.0, ge=0, description="time between two checkpoints")
+    report_to: tuple[str, ...] = Field(
+        (), description="trackers that transformers knows: tensorboard, wandb, mlflow"
+    )

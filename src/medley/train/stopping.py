@@ -21,6 +21,7 @@ from medley.encoder import Retriever
 from medley.errors import MedleyError, ModelError
 from medley.files import read_json, remove, write_json, writing
 from medley.progress import say
+from medley.train.processes import is_first, shared
 from medley.train.settings import EarlyStopping
 
 if TYPE_CHECKING:
@@ -84,23 +85,24 @@ class DevWatch:
     def begin(self, step: int) -> None:
         """Score the base at step 0; when training resumes at a later step, read the points up to it."""
         if step == 0:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self.points = []
             self.look(0)
             return
-        known = [DevPoint(**point) for point in _shared(lambda: read_json(self._folder / POINTS, ModelError))]
+        known = [DevPoint(**point) for point in shared(lambda: read_json(self._folder / POINTS, ModelError))]
         self.points = [point for point in known if point.step <= step]
 
     def look(self, step: int) -> None:
         """Score the retriever after `step` steps and keep its weights."""
-        if _is_first():
+        if is_first():
+            self._folder.mkdir(parents=True, exist_ok=True)
             _write_weights(self._file(step), trainable_weights(self._retriever))
         self.points.append(self._scored(step, 1.0))
-        if _is_first():
+        if is_first():
             write_json(self._folder / POINTS, [asdict(point) for point in self.points])
 
     def prune(self) -> None:
         """Remove weights that are neither the start's, the best nor the last; call once nothing can resume earlier."""
-        if _is_first():
+        if is_first():
             kept = {self._file(step).name for step in (0, self.best.step, self.points[-1].step)}
             for path in self._folder.glob("step-*.safetensors"):
                 if path.name not in kept:
@@ -117,13 +119,13 @@ class DevWatch:
         chosen = max(candidates, key=lambda point: point.score)
         self._put(chosen.step, chosen.scale)
         curve = DevCurve(tuple(self.points), tuple(shrunken), chosen, self.exhausted)
-        if _is_first():
+        if is_first():
             say(f"{self._label}: {_in_words(curve)}")
         return curve
 
     def _scored(self, step: int, scale: float) -> DevPoint:
         try:
-            scores = _shared(lambda: dict(self._score(self._retriever)), everywhere=True)
+            scores = shared(lambda: dict(self._score(self._retriever)), everywhere=True)
         except MedleyError as problem:
             raise ModelError(
                 f"{self._label}: after {step} steps dev cannot be scored ({problem}); lower the learning rate."
@@ -136,7 +138,7 @@ class DevWatch:
         import torch.distributed as dist
 
         parameters = trainable_parameters(self._retriever)
-        if _is_first():
+        if is_first():
             weights = _read_weights(self._file(step))
             if scale != 1.0:
                 weights = shrink(_read_weights(self._file(0)), weights, scale)
@@ -221,24 +223,6 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise ModelError(f"{path}: the weights of that step are gone; remove the folder and train again.")
     return load_file(path)
-
-
-def _is_first() -> bool:
-    import torch.distributed as dist
-
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def _shared(make: Callable[[], Any], *, everywhere: bool = False) -> Any:
-    """The first process's value in all of them; with `everywhere` each makes one (sharded models need all hands)."""
-    import torch.distributed as dist
-
-    value = make() if everywhere or _is_first() else None
-    if not dist.is_initialized():
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 def _in_words(curve: DevCurve) -> str:

@@ -8,16 +8,18 @@ data or settings, is never resumed from.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medley.errors import ModelError
+from medley.errors import InputError, ModelError
 from medley.files import read_json, write_json
 from medley.fingerprint import fingerprint
 from medley.pairs import TrainingPair
 from medley.train.gradient_cache import GradientCache
+from medley.train.processes import shared
 from medley.train.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 FINISHED = "finished.json"
 WEIGHTS = "trained.safetensors"
-COSTS_NOTHING = {"mini_batch_size", "activation_memory_gb", "checkpoint_minutes"}
+COSTS_NOTHING = {"mini_batch_size", "activation_memory_gb", "checkpoint_minutes", "report_to"}
 """Settings that may change between a kill and the resume: they change memory and time, not the training."""
 
 
@@ -88,6 +90,8 @@ def build_trainer(
         def _load_from_checkpoint(self, checkpoint_path: str) -> None:
             from safetensors.torch import load_file
 
+            shrunk = read_json(Path(checkpoint_path) / FINISHED, ModelError)["max_tokens"]
+            cache.max_tokens = min(cache.max_tokens, shrunk)
             weights = load_file(Path(checkpoint_path) / WEIGHTS)
             with torch.no_grad():
                 for name, parameter in _trained(model):
@@ -98,7 +102,8 @@ def build_trainer(
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-                write_json(folder / FINISHED, {"identity": identity, "step": self.state.global_step})
+                # where memory ran out before, it need not run out again
+                write_json(folder / FINISHED, {"identity": identity, "max_tokens": cache.max_tokens})
 
     trainer = Trainer(
         model=model,
@@ -124,8 +129,47 @@ def saving_every(minutes: float) -> TrainerCallback:
             self._last = time.monotonic()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if time.monotonic() - self._last >= 60 * minutes:
+            # clocks differ from process to process, and a checkpoint needs all of them
+            if shared(lambda: time.monotonic() - self._last >= 60 * minutes):
                 self._last = time.monotonic()
                 control.should_save = True
 
     return Saving()
+
+
+def advancing(advance: Callable[[int], None]) -> TrainerCallback:
+    """A callback that tells how many steps are done, those before a resume at once."""
+    from transformers import TrainerCallback
+
+    class Advancing(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            advance(state.global_step)
+
+        def on_step_end(self, *_: object, **__: object) -> None:
+            advance(1)
+
+    return Advancing()
+
+
+def trackers(names: Sequence[str]) -> list[str]:
+    """What the trainer reports to, checked before anything is trained.
+
+    Raises InputError for a tracker that transformers doesn't know or that is not installed, and for TensorBoard without
+    a place of its own: its default is a folder that is removed at the end.
+    """
+    if not names:
+        return ["none"]
+    from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+
+    try:
+        for callback in get_reporting_integration_callbacks(list(names)):
+            callback()
+    except (ValueError, RuntimeError, ImportError) as problem:
+        raise InputError(
+            f"report_to: {', '.join(names)} cannot be reported to ({problem}); install it or leave it out."
+        ) from problem
+    if "tensorboard" in names and "TENSORBOARD_LOGGING_DIR" not in os.environ:
+        raise InputError(
+            "report_to: say where TensorBoard's files go, in the variable TENSORBOARD_LOGGING_DIR."
+        )
+    return list(names)

@@ -1,0 +1,148 @@
+"""`medley train`: one expert from a pairs file, or a domain base from raw text. A thin shell.
+
+Under a launcher (torchrun, accelerate launch) the same command runs once on every device; the first writes the result.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medley.errors import InputError
+
+if TYPE_CHECKING:
+    from medley.train.settings import LanguageSettings, TrainSettings
+
+OBJECTIVES = ("contrastive", "language")
+
+
+def train(
+    base: Annotated[str, typer.Option(help="Hub id, model folder, or `tiny`.")],
+    out: Annotated[Path, typer.Option("--out", help="Where the result goes.")],
+    pairs: Annotated[
+        Path | None, typer.Option("--pairs", help="A pairs file: JSON Lines, .gz or Parquet.")
+    ] = None,
+    objective: Annotated[
+        str,
+        typer.Option(help="`contrastive`: a retriever from --pairs; `language`: a domain base from --text."),
+    ] = "contrastive",
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Raw text: a .jsonl, .jsonl.gz, .parquet, .txt or .md file, or a folder; repeatable."
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak of the schedule; default 5e-5, for `language` 1e-4.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Pairs (256) or blocks of text (32) a step, over all devices.")
+    ] = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
+    full: Annotated[bool, typer.Option("--full", help="Train all weights instead of an adapter.")] = False,
+    dev: Annotated[
+        list[str] | None,
+        typer.Option(help="Stop where this collection, SPEC:SPLIT, gains no more; repeatable."),
+    ] = None,
+    instruction: Annotated[str, typer.Option(help="Task sentence of rows that have none.")] = "",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other setting of the recipe's `train`: key.sub=value."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 13,
+) -> None:
+    """Train one expert on a pairs file, or a domain base on raw text; goes on where it was killed."""
+    given: dict[str, Any] = {"epochs": epochs}
+    given |= {} if learning_rate is None else {"learning_rate": learning_rate}
+    given |= {} if batch_size is None else {"batch_size": batch_size}
+    given |= {"lora": None} if full else {}
+    if objective not in OBJECTIVES:
+        raise InputError(f"--objective {objective}: not known; choose {' or '.join(OBJECTIVES)}.")
+    if objective == "language":
+        if not text or pairs or dev:
+            raise InputError(
+                "--objective language: give raw text with --text, and neither --pairs nor --dev."
+            )
+        result = _language(base, text, out, _settings(given, overrides, language=True), seed)
+    else:
+        if pairs is None or text:
+            raise InputError("--objective contrastive: give a pairs file with --pairs, and no --text.")
+        given |= {"early_stopping": {}} if dev else {}
+        settings = _settings(given, overrides, language=False)
+        result = _contrastive(base, pairs, out, settings, dev or [], instruction, seed)
+    from medley.train.processes import is_first
+
+    if is_first():
+        print(json.dumps(result))
+
+
+def _settings(given: dict[str, Any], overrides: list[str] | None, *, language: bool) -> Any:
+    from medley.recipe import overridden
+    from medley.train.settings import LanguageSettings, TrainSettings
+
+    for override in overrides or ():
+        given = overridden(given, override)
+    return (LanguageSettings if language else TrainSettings).model_validate(given)
+
+
+def _language(
+    base: str, text: list[Path], out: Path, settings: LanguageSettings, seed: int
+) -> dict[str, Any]:
+    from medley.documents import shards_of
+    from medley.train.language import train_language
+
+    shards = [shard for source in text for shard in shards_of(source)]
+    report = train_language(base, shards, settings, out, seed=seed, checkpoints=_checkpoints(out))
+    return {
+        "tokens": report.tokens, "steps": report.steps, "loss": report.losses[-1]["loss"],
+        "held_out_loss_before": report.loss_before, "held_out_loss_after": report.loss_after,
+    }  # fmt: skip
+
+
+def _contrastive(
+    base: str,
+    pairs: Path,
+    out: Path,
+    settings: TrainSettings,
+    dev: list[str],
+    instruction: str,
+    seed: int,
+) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from medley.encoder import RetrieverSettings, build_retriever, save_retriever
+    from medley.expert import base_fingerprint, save_expert
+    from medley.files import remove
+    from medley.pairs import read_pairs
+    from medley.pipeline.training import score_on_collections
+    from medley.train.contrastive import train as train_retriever
+    from medley.train.processes import is_first, join
+
+    rows = read_pairs(pairs)
+    join()
+    stopping = settings.early_stopping
+    score = score_on_collections(dev, stopping, seed=seed) if stopping and dev else None
+    # all weights need float32 to take small steps; an adapter has its own
+    how = RetrieverSettings.model_validate({"dtype": "bfloat16" if settings.lora else "float32"})
+    retriever = build_retriever(base, how, instruction=instruction or rows[0].instruction)
+    identity = base_fingerprint(retriever)
+    checkpoints = _checkpoints(out)
+    training = train_retriever(retriever, rows, settings, seed=seed, score=score, checkpoints=checkpoints)
+    if is_first():
+        if settings.lora is None:
+            card = f"# Retriever trained from {base}\n\n{training.pairs} pairs, {training.steps} steps.\n"
+            origin = {"base": base, "base_identity": identity, "retriever": how.model_dump(mode="json")}
+            save_retriever(retriever, out, card=card, extra=origin)
+        else:
+            save_expert(retriever, out, base=base, base_identity=identity, settings=how)
+        remove(checkpoints)
+    result = {"pairs": training.pairs, "steps": training.steps, "loss": training.losses[-1]["loss"]}
+    return result | ({"dev": asdict(training.dev.chosen)} if training.dev else {})
+
+
+def _checkpoints(out: Path) -> Path:
+    """What a training that was killed goes on from; removed at the end."""
+    return out.with_name(f"{out.name}.checkpoints")

@@ -1,0 +1,310 @@
+"""Language-model training of a domain base: raw text in, an adapter or full weights out.
+
+The loss is that of the next token, so what comes out is no retriever, but what a retriever can be merged with segment
+by segment to learn a domain without labels. Texts are tokenized once into a file, one after another with an end
+token between them, and cut into blocks of equal length: no padding, and memory does not depend on their number.
+The loop is transformers' Trainer.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medley.documents import Shard, read_documents
+from medley.encoder import DESCRIPTION, FORMAT, check_decoder, model_identity, quiet_loading, resolve_base
+from medley.errors import ModelError, PairsError
+from medley.expert import adapter_content, backbone_fingerprint, write_adapter
+from medley.files import explained_write_errors, read_json, remove, write_json, writing
+from medley.fingerprint import fingerprint, fingerprint_texts
+from medley.progress import progress, say
+from medley.train.processes import is_first, join, shared
+from medley.train.settings import LanguageSettings
+from medley.train.trainer import advancing, saving_every, trackers
+
+if TYPE_CHECKING:
+    import numpy as np
+
+IDENTITY, TOKENS = "identity.json", "tokens.bin"
+TEXTS_AT_A_TIME = 256
+COSTS_NOTHING = {"report_to", "checkpoint_minutes"}
+"""Settings that may change between a kill and the resume."""
+
+
+@dataclass(frozen=True)
+class LanguageTraining:
+    """What a language-model training reports.
+
+    Tokens of the text; steps; the mean loss (nats a token) on held-out blocks before and after, None without any;
+    the loss after each step; wall-clock time.
+    """
+
+    tokens: int
+    steps: int
+    loss_before: float | None
+    loss_after: float | None
+    losses: list[dict[str, float]]
+    seconds: float
+
+
+def train_language(
+    base: str,
+    shards: Sequence[Shard],
+    settings: LanguageSettings,
+    out: Path,
+    *,
+    seed: int,
+    label: str = "language",
+    checkpoints: Path | None = None,
+) -> LanguageTraining:
+    """Train a base on raw text and write the result to the folder `out`: a PEFT adapter, or a checkpoint.
+
+    With `checkpoints`, a training that was killed goes on from its last checkpoint there; the folder is removed at the
+    end. Raises ModelError for a base that is no decoder, PairsError where there is not enough text for two blocks.
+    """
+    import torch
+    import transformers
+    from torch.utils.data import Subset
+
+    join()
+    check_decoder(base)
+    torch.manual_seed(seed)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch, quiet_loading():
+        folder = checkpoints or Path(scratch)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(resolve_base(base))
+        folder = Path(shared(lambda: str(folder)))
+        identity = shared(lambda: _prepared(folder, base, shards, settings, seed=seed))
+        shared(lambda: len(token_file(tokenizer, shards, folder / TOKENS)))
+        tokens = token_file(tokenizer, shards, folder / TOKENS)
+        blocks = _Blocks(tokens, settings.block_tokens)
+        if len(blocks) < 2:
+            raise PairsError(
+                f"{label}: {len(tokens)} tokens of text are fewer than two blocks of {settings.block_tokens}; "
+                "give more text, or shorter blocks."
+            )
+        held_out = _held_out(len(blocks), settings.held_out, seed)
+        kept = [index for index in range(len(blocks)) if index not in held_out]
+        model, base_identity = _opened(base, settings)
+        per_device, accumulated = _shares(min(settings.batch_size, len(kept)), settings.mini_batch_size)
+        steps = settings.max_steps or math.ceil(
+            settings.epochs * math.ceil(len(kept) / min(settings.batch_size, len(kept)))
+        )
+        with progress(label, steps) as advance:
+            trainer = transformers.Trainer(
+                model=model,
+                args=transformers.TrainingArguments(
+                    output_dir=str(folder),
+                    run_name=label,
+                    per_device_train_batch_size=per_device,
+                    per_device_eval_batch_size=settings.mini_batch_size,
+                    gradient_accumulation_steps=accumulated,
+                    gradient_checkpointing=settings.gradient_checkpointing,
+                    max_steps=steps,
+                    learning_rate=settings.learning_rate,
+                    warmup_steps=round(settings.warmup * steps),
+                    weight_decay=settings.weight_decay,
+                    lr_scheduler_type="cosine",
+                    bf16=settings.lora is None and settings.dtype == "bfloat16" and torch.cuda.is_available(),
+                    seed=seed,
+                    data_seed=seed,
+                    logging_steps=1,
+                    save_strategy="steps",
+                    save_steps=steps if checkpoints else steps + 1,
+                    save_total_limit=2,
+                    report_to=trackers(settings.report_to),
+                    disable_tqdm=True,
+                    dataloader_pin_memory=torch.cuda.is_available(),
+                ),
+                train_dataset=Subset(blocks, kept),
+                eval_dataset=Subset(blocks, sorted(held_out)) if held_out else None,
+                callbacks=[advancing(advance)],
+            )
+            trainer.remove_callback(transformers.PrinterCallback)
+            before = _loss_on_held_out(trainer, folder, held_out)
+            resumed = None
+            if checkpoints:
+                trainer.add_callback(saving_every(settings.checkpoint_minutes))
+                resumed = _last_checkpoint(checkpoints)
+                if resumed:
+                    say(f"{label}: goes on from step {resumed.name.rpartition('-')[2]} of {steps}")
+            outcome = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+            after = float(trainer.evaluate()["eval_loss"]) if held_out else None
+        if is_first():
+            description = {
+                "format": FORMAT, "kind": "language", "base": base, "base_identity": base_identity,
+                "training": {"tokens": len(tokens), "steps": outcome.global_step, "identity": identity},
+            }  # fmt: skip
+            _save(model, tokenizer, settings, out, description)
+            if checkpoints:
+                remove(checkpoints)
+    losses = [
+        {"step": entry["step"], "loss": entry["loss"]}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
+    return LanguageTraining(
+        len(tokens), outcome.global_step, before, after, losses, round(time.monotonic() - started, 3)
+    )
+
+
+def token_file(tokenizer: Any, shards: Sequence[Shard], path: Path) -> np.ndarray:
+    """The tokens of all documents (title, blank line, text, end token) as an array on disk, int32.
+
+    Written once; a file that is there is taken as it is.
+    """
+    import numpy as np
+
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise ModelError("the base's tokenizer has no end-of-sequence token, which must stand between texts.")
+    if not path.is_file():
+        with (
+            writing(path) as temporary,
+            temporary.open("wb") as stream,
+            progress("tokenize", None) as advance,
+        ):
+            waiting: list[str] = []
+
+            def flush() -> None:
+                if waiting:
+                    for ids in tokenizer(waiting, add_special_tokens=False)["input_ids"]:
+                        stream.write(np.array([*ids, end], dtype=np.int32).tobytes())
+                    advance(len(waiting))
+                    waiting.clear()
+
+            for document, _ in read_documents(shards):
+                waiting.append(f"{document.title}\n\n{document.text}".strip())
+                if len(waiting) == TEXTS_AT_A_TIME:
+                    flush()
+            flush()
+    return np.memmap(path, dtype=np.int32, mode="r") if path.stat().st_size else np.zeros(0, np.int32)
+
+
+class _Blocks:
+    """The blocks of a token array as the data set that the trainer wants; a last incomplete one is left out."""
+
+    def __init__(self, tokens: np.ndarray, length: int) -> None:
+        self._tokens, self._length = tokens, length
+
+    def __len__(self) -> int:
+        return len(self._tokens) // self._length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        import numpy as np
+        import torch
+
+        block = self._tokens[index * self._length : (index + 1) * self._length]
+        ids = torch.from_numpy(block.astype(np.int64))
+        return {"input_ids": ids, "labels": ids.clone()}
+
+
+def _held_out(blocks: int, share: float, seed: int) -> set[int]:
+    """Blocks that are not trained on, drawn at random; at least one where the share is above zero."""
+    import numpy as np
+
+    count = min(blocks - 1, max(1, round(share * blocks))) if share else 0
+    return set(np.random.default_rng(seed).choice(blocks, count, replace=False).tolist())
+
+
+def _shares(batch_size: int, mini_batch_size: int) -> tuple[int, int]:
+    """Blocks at a time on each device, and how many times, so that a step has at least `batch_size` blocks."""
+    import os
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    per_device = max(1, min(mini_batch_size, batch_size // world))
+    return per_device, math.ceil(batch_size / (per_device * world))
+
+
+def _opened(base: str, settings: LanguageSettings) -> tuple[Any, str]:
+    """The base with its head, with a fresh adapter or all weights trainable, and its fingerprint.
+
+    Under an adapter the base stays in `settings.dtype`; full weights train in float32.
+    """
+    import torch
+    import transformers
+
+    dtype = getattr(torch, settings.dtype) if settings.lora else torch.float32
+    model = transformers.AutoModelForCausalLM.from_pretrained(resolve_base(base), dtype=dtype)
+    identity = backbone_fingerprint(model.base_model)
+    model.config.use_cache = False
+    if settings.lora is None:
+        return model, identity
+    import peft
+
+    lora = settings.lora
+    given = {
+        "r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": lora.targets,
+        "bias": "none", "task_type": "CAUSAL_LM",
+    }  # fmt: skip
+    return peft.get_peft_model(model, peft.LoraConfig(**(given | lora.options))), identity
+
+
+def _save(
+    model: Any, tokenizer: Any, settings: LanguageSettings, out: Path, description: dict[str, Any]
+) -> None:
+    import torch
+
+    if settings.lora is not None:
+        tensors, config = adapter_content(model)
+        write_adapter(
+            out, tensors, config=config | {"base_model_name_or_path": description["base"]}, description=description
+        )  # fmt: skip
+        return
+    with writing(out) as temporary, explained_write_errors(out):
+        model.config.use_cache = True
+        model.to(getattr(torch, settings.dtype)).save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        write_json(temporary / DESCRIPTION, description)
+
+
+def _prepared(
+    folder: Path, base: str, shards: Sequence[Shard], settings: LanguageSettings, *, seed: int
+) -> str:
+    """Make the folder ready for this very training: what another one left there goes away."""
+    names = [
+        [shard.name, shard.stat().st_size]
+        if isinstance(shard, Path)
+        else fingerprint_texts(passage.full_text for passage in shard)
+        for shard in shards
+    ]
+    identity = fingerprint(
+        [model_identity(base), names, settings.model_dump(mode="json", exclude=COSTS_NOTHING), seed]
+    )
+    known = folder / IDENTITY
+    if not known.is_file() or read_json(known, ModelError)["identity"] != identity:
+        if known.is_file():
+            remove(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(known, {"identity": identity})
+    return identity
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """The latest checkpoint that was written to its end; its trainer_state.json comes last."""
+    found = []
+    for path in folder.glob("checkpoint-*/trainer_state.json"):
+        try:
+            read_json(path, ModelError)
+        except ModelError:
+            continue
+        found.append(path.parent)
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _loss_on_held_out(trainer: Any, folder: Path, held_out: set[int]) -> float | None:
+    """The loss before any step; kept for a training that resumes."""
+    if not held_out:
+        return None
+    path = folder / "before.json"
+    known = shared(lambda: read_json(path, ModelError)["loss"] if path.is_file() else None)
+    if known is None:
+        known = float(trainer.evaluate()["eval_loss"])
+        if is_first():
+            write_json(path, {"loss": known})
+    return float(known)

@@ -1,0 +1,150 @@
+"""Several processes: two that share a batch do what one does, experts side by side are those trained in turn."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medley.errors import InputError
+from medley.pipeline.devices import Devices
+from medley.train.processes import join
+from small import contents, medley, medley_process, write_collection, write_lines, write_recipe
+
+SCRIPT = """
+import json, os, sys
+from pathlib import Path
+from safetensors.torch import load_file
+from medley.documents import shards_of
+from medley.encoder import RetrieverSettings, build_retriever
+from medley.pairs import TrainingPair
+from medley.train.contrastive import train
+from medley.train.language import train_language
+from medley.train.processes import is_first, join
+from medley.train.settings import EarlyStopping, LanguageSettings, LoraSettings, TrainSettings
+from medley.train.stopping import trainable_weights
+
+base, folder = sys.argv[1], Path(sys.argv[2])
+join()
+# an odd number of texts of many lengths, hard negatives, a repeated text and an in-batch false negative
+pairs = [TrainingPair(f"query about fox {i} " * (1 + i % 4), f"the fox number {i % 10} jumps " * (1 + i % 3),
+                      tuple(f"the dog number {i + k} sleeps" for k in range(i % 3))) for i in range(11)]
+retriever = build_retriever(base, RetrieverSettings(dtype="float32", max_length=48), instruction="Find", device="cpu")
+settings = TrainSettings(lora=LoraSettings(rank=4, alpha=8), learning_rate=1e-2, batch_size=7, negatives=2, epochs=3,
+                         mini_batch_size=2, checkpoint_minutes=0.0,
+                         early_stopping=EarlyStopping(every_steps=1, patience=9, scales=(0.5,)))
+def score(retriever):
+    vectors = retriever.model.encode(["fox 1", "the fox number 1 jumps", "the dog"])
+    return {"dev": float(vectors[0] @ vectors[1] - vectors[0] @ vectors[2])}
+report = train(retriever, pairs, settings, seed=3, score=score, checkpoints=folder / "checkpoints")
+weights = trainable_weights(retriever)
+language = train_language(base, shards_of(folder / "t.jsonl"), LanguageSettings(
+    lora=LoraSettings(rank=4, alpha=8), learning_rate=1e-2, block_tokens=16, batch_size=8, mini_batch_size=4,
+    max_steps=3, held_out=0.1, dtype="float32"), folder / "lm", seed=3, checkpoints=folder / "lm.checkpoints")
+if is_first():
+    print(json.dumps({
+        "losses": [entry["loss"] for entry in report.losses], "dev": [point.score for point in report.dev.points],
+        "kept": [report.dev.chosen.step, report.dev.chosen.scale], "norm": sum(float(w.norm()) for w in weights.values()),
+        "language": [entry["loss"] for entry in language.losses], "held_out": language.loss_after,
+        "lm": float(sum(t.norm() for t in load_file(folder / "lm" / "adapter_model.safetensors").values())),
+    }))
+"""
+
+
+def launched(processes: int, *command: object) -> subprocess.CompletedProcess[str]:
+    """A command under torchrun, or alone where one process is asked for."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.run(
+        [sys.executable, *(launcher if processes > 1 else []), *map(str, command)],
+        capture_output=True, text=True, timeout=500, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(tiny_model_folder, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        rows = [{"text": f"insulin lowers glucose {n} and the fox jumps over dog {n}"} for n in range(40)]
+        write_lines(folder / "t.jsonl", rows)
+        done = launched(processes, script, tiny_model_folder, folder)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    one, two = found
+    assert len(one["losses"]) == 6 and one["kept"] == two["kept"]
+    for key in ("losses", "dev", "language", "held_out"):
+        np.testing.assert_allclose(two[key], one[key], atol=1e-5, err_msg=key)
+    for key in ("norm", "lm"):
+        assert two[key] == pytest.approx(one[key], rel=1e-5), key
+
+
+@pytest.fixture
+def place(tiny_model_folder, tmp_path) -> Path:
+    write_recipe(tmp_path / "r.yaml", tiny_model_folder, write_collection(tmp_path / "data"))
+    return tmp_path
+
+
+def adapters(run: Path) -> dict[str, bytes]:
+    train = run / "stages" / "train"
+    return {
+        name: data for name, data in contents(train).items() if name.endswith("adapter_model.safetensors")
+    }
+
+
+@pytest.mark.slow
+def test_experts_side_by_side_are_those_trained_in_turn(place):
+    for out, more in (("turn", []), ("beside", ["--devices", 2]),
+                      ("launched", ["--launcher", f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2"])):  # fmt: skip
+        done = medley_process("run", place / "r.yaml", "--out", place / out, "--until", "train", *more)
+        assert done.code == 0, done.err
+    assert adapters(place / "turn").keys() == {
+        f"{name}/adapter/adapter_model.safetensors" for name in ("a", "b", "all")
+    }
+    assert adapters(place / "turn") == adapters(place / "beside")
+    assert adapters(place / "turn").keys() == adapters(place / "launched").keys()
+    for name in ("a", "all"):
+        first, second = (
+            [
+                e["loss"]
+                for e in json.loads((place / out / f"stages/train/{name}/training.json").read_text())[
+                    "losses"
+                ]
+            ]
+            for out in ("turn", "launched")
+        )
+        np.testing.assert_allclose(first, second, atol=1e-5)
+    rows = medley("status", place / "beside", "--json").json()
+    assert all(row["state"] == "done" for row in rows if row["step"].startswith("train/"))
+    assert not list((place / "launched" / "stages" / "train").glob(".*")), "no process leaves anything behind"
+    assert not (place / "launched" / "checkpoints" / "a").exists()
+
+
+@pytest.mark.slow
+def test_an_expert_that_fails_ends_the_others_and_what_is_finished_stays(place):
+    wrong = ["--set", "train.lora.targets=[nothing]", "--devices", "2", "--until", "train"]
+    done = medley_process("run", place / "r.yaml", "--out", place / "run", *wrong)
+    assert done.code != 0 and "the reason stands above" in done.err
+    again = medley_process(
+        "run", place / "r.yaml", "--out", place / "run", "--until", "train", "--devices", "2"
+    )
+    assert again.code == 0, again.err
+
+
+def test_what_cannot_be_is_told(monkeypatch):
+    with pytest.raises(InputError, match="exclude each other"):
+        Devices(2, "torchrun")
+    with pytest.raises(InputError, match="at least 1"):
+        Devices(0)
+    join()  # alone: nothing happens
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match="FSDP"):
+        join()
