@@ -97,7 +97,7 @@ def domain_model(out: Path, steps: int, rows_a_step: int) -> Path:
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            losses.append(float(loss))
+            losses.append(loss.item())
             advance(1)
     tenth = max(1, steps // 10)
     say(

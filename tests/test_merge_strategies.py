@@ -20,8 +20,8 @@ from medley.encoder import build_retriever, encode_passages, encode_queries, enc
 from medley.errors import RecipeError
 from medley.expert import read_expert
 from medley.merge.candidates import candidates
-from medley.merge.concatenated import ConcatenatedAdapter
 from medley.merge.coefficients import Layout, layer_cuts
+from medley.merge.concatenated import ConcatenatedAdapter
 from medley.merge.hard import agreement, hard_pool, rank_correlation
 from medley.merge.learned import Learnable, _loss, _questions, _scales
 from medley.merge.outcome import Candidate, choose, complexity
