@@ -65,9 +65,9 @@ def ours(method, base, experts, weights, parameters, name="layers.0.mlp.up_proj.
 
 
 def mergekits(method, base, experts, weights, parameters, *, with_base=True):
+    import torch
     from mergekit.merge_methods import BasePolicy, get
     from mergekit.merge_methods.api import merge_tensors
-    import torch
 
     kernel = get(method)
     known = {parameter.name for parameter in kernel.spec.parameters}
