@@ -160,7 +160,7 @@ def surrogate(arguments: argparse.Namespace) -> None:
         f"\n### Best after {budget} encodings, of {len(GRID) ** len(here.names) + 1} encoded exhaustively\n"
     )
     print(
-        "| seed | base | uniform | best of all | strategy | encodings | best found | share of the best | lowest share | "
+        "| seed | base | uniform | best of all | strategy | encodings | best found | share of the best | lowest | "
         "share of the gain over uniform | runs at .99 |"
     )
     print("|---|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|")

@@ -241,8 +241,8 @@ def compare_on(name: str, folder: Path, arguments: argparse.Namespace) -> None:
         f"| {theirs.mean():.4f} ({theirs.std(ddof=len(rows) > 1):.4f}) |"
     )
     print(
-        f"\nMerged above the source in {(ours > source).sum()} of {len(rows)} trials, LoRA in {(theirs > source).sum()}; "
-        f"merged above LoRA in {(ours > theirs).sum()}; alpha below .5 picked in "
+        f"\nMerged above the source in {(ours > source).sum()} of {len(rows)} trials, "
+        f"LoRA in {(theirs > source).sum()}; merged above LoRA in {(ours > theirs).sum()}; alpha below .5 picked in "
         f"{sum(min(point) < 0.5 for point, *_ in rows)}.",
         flush=True,
     )
