@@ -64,3 +64,40 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random tiny Qwen3 decoder."""
     return make_model("qwen3", tmp_path_factory.mktemp("model") / "qwen3")
+
+
+@pytest.fixture(scope="session")
+def base_folder(tiny_model_folder: Path) -> str:
+    """The base of the experts below."""
+    return str(tiny_model_folder)
+
+
+@pytest.fixture(scope="session")
+def adapter(base_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA expert with random updates of every linear layer."""
+    from test_expert import make_expert
+
+    folder = tmp_path_factory.mktemp("adapter") / "a"
+    return make_expert(Path(base_folder), folder, seed=1, target_modules="all-linear")
+
+
+@pytest.fixture(scope="session")
+def checkpoints(base_folder: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two full checkpoints near the base, every tensor changed, the second in bfloat16."""
+    import shutil
+
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folders = []
+    for seed, dtype in ((1, torch.float32), (2, torch.bfloat16)):
+        folder = tmp_path_factory.mktemp("full") / str(seed)
+        shutil.copytree(base_folder, folder)
+        model = AutoModelForCausalLM.from_pretrained(base_folder)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.03 * torch.randn_like(parameter)
+        model.to(dtype).save_pretrained(folder)
+        folders.append(folder)
+    return folders

@@ -18,8 +18,8 @@ from medley.errors import ModelError
 from medley.expert import check_compatible, read_expert
 from medley.merge.pool import PoolVectors, build_pool, score_vectors
 from medley.pairs import TrainingPair
-from medley.pipeline.training import under_instructions
 from medley.pipeline.prompting import dev_set
+from medley.pipeline.training import under_instructions
 from medley.prompts.scoring import Scorer
 from medley.report import write_report
 from medley.report.formats import Prompt

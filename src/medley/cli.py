@@ -226,12 +226,21 @@ app.command()(cli_train.train)
 def merge(
     merge_file: Annotated[Path, typer.Argument(help="A merge file (YAML); mergekit's are accepted.")],
     out: Out,
+    as_mergekit: Annotated[
+        bool,
+        typer.Option("--as-mergekit", help="Write mergekit's configuration of the merge to --out instead."),
+    ] = False,
 ) -> None:
     """Merge experts with given weights and export the model through the gate."""
-    from medley.merge.model import merge_model
+    from medley.merge.model import merge_model, write_as_mergekit
     from medley.merge.settings import read_merge_file
 
-    gate = merge_model(read_merge_file(merge_file), out)
+    file = read_merge_file(merge_file)
+    if as_mergekit:
+        write_as_mergekit(file, out)
+        print(json.dumps({"mergekit": str(out)}))
+        return
+    gate = merge_model(file, out)
     print(json.dumps({"model": str(out), "gate": asdict(gate) if gate else None}))
 
 
@@ -250,6 +259,7 @@ def search_merge(
     if settings.search is None or not settings.search.dev:
         raise RecipeError(f"{merge_file}: search.dev is required; name at least one dev collection.")
     unfinished = out / "encodings"
+    settings = merging.with_shrinking(settings)
     result = merging.search_merge(settings, unfinished=unfinished)
     best = settings.model_copy(update={"weights": result.best.coefficients})
     merging.merge_model(best, out / "model")

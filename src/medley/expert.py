@@ -282,13 +282,17 @@ def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
 
 
 def check_compatible(
-    experts: Sequence[Expert], *, base_identity: str | None = None, same_template: bool = True
+    experts: Sequence[Expert],
+    *,
+    base_identity: str | None = None,
+    traits: bool = True,
+    same_template: bool = True,
 ) -> None:
     """Refuse experts that were not trained on one base in one way.
 
-    Compared: base fingerprint (also with `base_identity` where given), template unless `same_template` is false,
-    pooling, attention, normalisation. What a foreign folder does not say is not compared. Raises ModelError naming
-    the two experts and the difference.
+    Compared: base fingerprint (also with `base_identity` where given) and, with `traits`, template (unless
+    `same_template` is false), pooling, attention, normalisation. What a foreign folder does not say is not compared.
+    Raises ModelError naming the two experts and the difference.
     """
     for expert in experts:
         trained_on = expert.description.get("base_identity")
@@ -299,7 +303,7 @@ def check_compatible(
             )
     seen: dict[str, tuple[str, Any]] = {}
     for expert in experts:
-        for what, value in _traits(expert).items():
+        for what, value in _traits(expert).items() if traits else ():
             if what == "template" and not same_template:
                 continue
             first, expected = seen.setdefault(what, (expert.name, value))
@@ -307,7 +311,7 @@ def check_compatible(
                 told = ", or set `templates: first` to use the first one's" if what == "template" else ""
                 raise ModelError(
                     f"experts {first!r} and {expert.name!r} differ in {what} ({expected!r} and {value!r}); "
-                    f"train them alike, or leave one out{told}."
+                    f"train them alike, leave one out, or say which holds in `retriever`{told}."
                 )
 
 
@@ -321,6 +325,29 @@ def _traits(expert: Expert) -> dict[str, Any]:
             "attention": settings.attention,
             "normalize": settings.normalize,
         }
+    elif (expert.path / "modules.json").is_file():
+        traits |= _module_traits(expert.path)
+    return traits
+
+
+def _module_traits(folder: Path) -> dict[str, Any]:
+    """What a sentence-transformers folder says about its pooling, attention and normalisation."""
+    modules = read_json(folder / "modules.json", ModelError)
+    traits: dict[str, Any] = {"normalize": any("Normalize" in module["type"] for module in modules)}
+    for module in modules:
+        path = folder / module["path"] / "config.json"
+        if module["type"].endswith("Pooling") and path.is_file():
+            pooling = read_json(path, ModelError)
+            older = [key.removeprefix("pooling_mode_") for key, on in pooling.items() if on is True]
+            mode = pooling.get("pooling_mode") or next(
+                (name for name in older if name in ("lasttoken", "mean_tokens", "cls_token")), None
+            )
+            if mode is not None:
+                names = {"lasttoken": "last", "mean_tokens": "mean", "cls_token": "cls"}
+                traits["pooling"] = names.get(mode, mode)
+    config = folder / "config.json"
+    if config.is_file() and "is_causal" in (content := read_json(config, ModelError)):
+        traits["attention"] = "causal" if content["is_causal"] else "bidirectional"
     return traits
 
 

@@ -67,6 +67,10 @@ class MergeSettings(BaseModel):
     def _said_once(self) -> MergeSettings:
         refuse_elsewhere(self.search, "search", {"dev": "merge.dev", "seed": "seed"})
         self.search.check_dev(self.dev, "merge.dev")
+        if self.search.shrink:
+            raise ValueError(
+                "search.shrink: only `medley search-merge` shrinks experts; a recipe merges them whole"
+            )
         return self
 
 

@@ -2,7 +2,8 @@
 
 A segment is a part of the model in depth, or, where kinds of tensors are told apart, a part in depth and a kind.
 Weights are what a merge file says (`med: 0.6`, `search: [0.2, 0.8]`, `general: {attention: 0.3, mlp: 1}`).
-The coefficients of the deltas follow from them by the method: with theta_k = theta_0 + delta_k, a linear merge sum_k a_k theta_k / sum_k a_k adds
+The coefficients of the deltas follow from them by the method: with theta_k = theta_0 + delta_k, a linear merge
+sum_k a_k theta_k / sum_k a_k adds
 sum_k (a_k / sum a) delta_k to the base; task arithmetic adds lambda sum_k a_k delta_k. Linear normalises by
 default, as mergekit's does; without it the base itself is scaled by sum a, which no adapter can hold.
 """

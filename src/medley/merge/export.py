@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -194,22 +194,32 @@ def model_card(
     base: str,
     method: str,
     experts: Mapping[str, str],
-    weights: Mapping[str, float | Sequence[float]],
+    weights: Mapping[str, Any],
     details: Mapping[str, Any],
+    licences: Mapping[str, str] | None = None,
 ) -> str:
-    """README.md of a merged model: what it was made of, and how to use it. `experts` gives each one's
-    fingerprint."""
+    """README.md of a merged model: what it was made of, and how to use it.
+
+    `experts` gives each one's fingerprint; `licences` those that the base (under the name `base`) and the experts
+    state. One that all of them state is the result's; otherwise the reader is told to read them.
+    """
+    stated = dict(licences or {})
     rows = [
-        f"| {name} | {_number(weights.get(name, ''))} | `{identity}` |" for name, identity in experts.items()
+        f"| {name} | {_number(weights.get(name, ''))} | `{identity}` | {stated.get(name, 'not stated')} |"
+        for name, identity in experts.items()
     ]
     facts = [f"- {key}: {value}" for key, value in details.items()]
+    common = set(stated.values()) if {"base", *experts} <= set(stated) else set()
+    licence = [f"license: {common.pop()}"] if len(common) == 1 else []
     return "\n".join(
         [
-            "---", "library_name: sentence-transformers", "pipeline_tag: sentence-similarity",
+            "---", *licence, "library_name: sentence-transformers", "pipeline_tag: sentence-similarity",
             "tags: [sentence-transformers, feature-extraction, merge, medley]", "---", "",
             f"# {title}", "",
-            f"A retriever merged by Medley ({method}) from {len(experts)} expert(s) on {base}.", "",
-            "| expert | weight | fingerprint |", "|---|---|---|", *rows, "", *facts, "",
+            f"A retriever merged by Medley ({method}) from {len(experts)} expert(s) on {base} "
+            f"(licence: {stated.get('base', 'not stated')}).", "",
+            *([] if licence else ["Mind the licences of the parts: they all hold for the whole.", ""]),
+            "| expert | weight | fingerprint | licence |", "|---|---|---|---|", *rows, "", *facts, "",
             "```python", "from sentence_transformers import SentenceTransformer", "",
             'model = SentenceTransformer("path/to/this/folder")',
             'queries = model.encode_query(["..."])  # the instruction is in the saved prompt',
@@ -218,6 +228,28 @@ def model_card(
     )  # fmt: skip
 
 
-def _number(weight: float | Sequence[float] | str) -> str:
-    values = [weight] if isinstance(weight, (int, float, str)) else list(weight)
+def licences(folders: Mapping[str, Path]) -> dict[str, str]:
+    """The licence that each folder's model card states in its front matter, by name; silent ones are left out."""
+    import yaml
+
+    found = {}
+    for name, folder in folders.items():
+        path = folder / "README.md"
+        if not path.is_file():
+            continue
+        parts = path.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+        try:
+            front = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+        except yaml.YAMLError:
+            front = None  # a broken card states nothing
+        if isinstance(front, dict) and front.get("license"):
+            found[name] = str(front["license"])
+    return found
+
+
+def _number(weight: Any) -> str:
+    """A weight in a table's cell: a number, one a segment, or by kind of tensor."""
+    if isinstance(weight, Mapping):
+        return "; ".join(f"{kind} {_number(value)}" for kind, value in weight.items())
+    values = list(weight) if isinstance(weight, (list, tuple)) else [weight]
     return ", ".join(value if isinstance(value, str) else f"{value:.4g}" for value in values)

@@ -38,6 +38,7 @@ class Streamed:
     layout: Layout
     sources: Sequence[Source]
     kept: KeptEntries = field(default_factory=KeptEntries)
+    settings_of: SettingsOf | None = None
 
     def rows(
         self, tensor: str, shape: Sequence[int], base: BaseRows, weights_KS: np.ndarray
@@ -49,8 +50,13 @@ class Streamed:
         segment = self.layout.segment(tensor)
         if segment is None:
             return None
-        merge = TensorMerge(tensor, shape, base, self.sources, weights_KS[:, segment], self.parameters)
-        scales_base = self.method == "linear" and self.parameters.normalize is False
+        weights, parameters = weights_KS[:, segment], self.parameters
+        if self.settings_of is not None:
+            weights, parameters = self.settings_of(tensor)
+        if not weights.any():
+            return None
+        merge = TensorMerge(tensor, shape, base, self.sources, weights, parameters)
+        scales_base = self.method == "linear" and parameters.normalize is False
         touched = any(source.changes(tensor) for source in self.sources)
         return merge_tensor(self.method, merge, self.kept) if touched or scales_base else None
 
@@ -73,15 +79,18 @@ def merge_weights(
     method: str,
     parameters: MergeParameters,
     layout: Layout | None = None,
+    settings_of: SettingsOf | None = None,
 ) -> None:
     """Merge experts into the retriever's weights by a mergekit method; changes the retriever.
 
-    `weights_KS` are the method's own weights, one per expert and segment. Raises RecipeError when the method
+    `weights_KS` are the method's own weights, one per expert and segment; `settings_of` replaces them and the
+    parameters. Raises RecipeError when the method
     refuses the experts or parameters, ModelError when an expert's tensors do not fit the base.
     """
     tensors = base_tensors(retriever)
     with open_sources(experts) as sources:
-        _merge_into(tensors, tensors, Streamed(method, parameters, layout or Layout(), sources), weights_KS)
+        merge = Streamed(method, parameters, layout or Layout(), sources, settings_of=settings_of)
+        _merge_into(tensors, tensors, merge, weights_KS, once=True)
 
 
 def _merge_into(
@@ -89,6 +98,8 @@ def _merge_into(
     base: Mapping[str, torch.Tensor],
     merge: Streamed,
     weights_KS: np.ndarray,
+    *,
+    once: bool = False,
 ) -> set[str]:
     """Write the merge into the target's tensors; the names of those written. The base may be the target: a row
     is written after all that is computed from it."""
@@ -103,6 +114,8 @@ def _merge_into(
                 whole = tensor.detach().view(row_count(tensor.shape), *tensor.shape[1:])
                 for start, stop, merged in rows:
                     whole[start:stop].copy_(merged.view(stop - start, *tensor.shape[1:]))
+                if once:
+                    merge.kept.forget()
     return written
 
 

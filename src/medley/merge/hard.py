@@ -19,6 +19,8 @@ from medley.merge.pool import DevPool, build_pool, score_vectors, unit
 from medley.merge.pool import PoolVectors as Vectors
 from medley.search import rank_by_vectors, rank_with_bm25, similarity_of
 
+WIDER = 3
+"""How many times more passages than the pool will hold BM25 preselects."""
 DEPTH = 100
 """Ranks of each ranker that a pool may be filled with."""
 
@@ -33,7 +35,7 @@ def hard_pool(
     seed: int = 13,
     weight: float = 1.0,
     general: bool = False,
-    wider: int = 3,
+    wider: int = WIDER,
 ) -> DevPool:
     """A pool filled with what BM25 and each retriever in turn rank highest; encodes the preselection once each.
 

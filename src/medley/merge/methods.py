@@ -65,6 +65,10 @@ class KeptEntries:
 
     found: dict[tuple[str, int, TrimSettings], Kept | None] = field(default_factory=dict)
 
+    def forget(self) -> None:
+        """Let go of all of it: after a tensor of a merge that is made once."""
+        self.found.clear()
+
     def of(self, merge: TensorMerge, expert: int, settings: TrimSettings) -> Kept | None:
         """What is kept of an expert's update of a tensor; None where all is."""
         key = (merge.tensor, expert, settings)

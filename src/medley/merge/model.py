@@ -1,15 +1,12 @@
-"""From a merge file to a merged model: open base and experts, merge, export through the gate; or search
-first.
+"""From a merge file to a merged model: merge, export through the gate; or search first.
 
-The base is opened in float32, so that small deltas are scored and folded without rounding. A weighted sum of
-adapters is attached for scoring and folded for saving, and the gate compares the two; any other method goes
-through mergekit's kernels tensor by tensor.
+A weighted sum of adapters is attached for scoring and folded for saving, and the gate compares the two; any other
+merge is streamed into the base's weights (fullweights.py), or from files to files (stream.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,107 +14,35 @@ import numpy as np
 
 from medley.collections import load_collection
 from medley.encoder import Retriever
-from medley.errors import RecipeError
-from medley.expert import Expert, base_fingerprint, base_tensors, check_compatible, open_base, read_expert
+from medley.errors import ModelError, RecipeError
+from medley.expert import Expert, read_expert
+from medley.files import read_json, writing
 from medley.fingerprint import fingerprint_file, fingerprint_folder
-from medley.lowrank import backbone
+from medley.lowrank import attach, backbone, detach
 from medley.merge.candidates import candidates
-from medley.merge.coefficients import Layout, layer_cuts, weights_array
+from medley.merge.checkpoint import local_folder
+from medley.merge.coefficients import weights_array
 from medley.merge.concatenated import ConcatenatedAdapter, dense_merge, merge_adapters
 from medley.merge.dev_pools import dev_pools, ranking_retrievers
-from medley.merge.export import GateReport, Probe, ProbeVectors, encode_probe, export, model_card
+from medley.merge.export import (
+    GateReport,
+    Probe,
+    ProbeVectors,
+    encode_probe,
+    export,
+    judge,
+    licences,
+    model_card,
+)
 from medley.merge.fullweights import merge_weights
 from medley.merge.learned import Learnable
-from medley.merge.methods import is_linear_in_deltas
+from medley.merge.mergekit_file import write_mergekit
+from medley.merge.opening import Merge, open_merge, read_experts, search_space
 from medley.merge.outcome import SearchResult
 from medley.merge.pool import DevPool, PoolVectors, embed_pool
 from medley.merge.search import search, store_folder
-from medley.merge.settings import MergeFile, MergeParameters
-from medley.merge.space import SearchSpace
-
-
-@dataclass(frozen=True)
-class Merge:
-    """A merge file with its base and experts opened and checked."""
-
-    file: MergeFile
-    base: Retriever
-    base_identity: str
-    experts: tuple[Expert, ...]
-    layout: Layout
-    parameters: MergeParameters
-
-    @property
-    def is_adapter(self) -> bool:
-        """Whether the merge is a weighted sum of adapters."""
-        return is_linear_in_deltas(self.file.method, self.parameters, self.experts)
-
-    def space(self) -> SearchSpace:
-        """The candidates of the file's search."""
-        if self.file.search is None:
-            raise RecipeError("search: is missing; say the strategy, encodings and dev collections.")
-        return search_space(self.file, self.layout.segment_count)
-
-
-def search_space(file: MergeFile, segment_count: int) -> SearchSpace:
-    """The candidates of a merge file with a search."""
-    grid = file.search.grid if file.search is not None else ()
-    scale = file.parameters.lambda_
-    return SearchSpace(
-        tuple(file.experts),
-        grid,
-        segment_count,
-        file.method,
-        file.parameters.normalize,
-        1.0 if scale is None else scale,
-    )
-
-
-def open_merge(file: MergeFile, *, device: str | None = None) -> Merge:
-    """Open and check what a merge file names.
-
-    Raises ModelError when experts do not fit the base or one another, RecipeError when the file does not fit
-    them.
-    """
-    names = list(file.experts)
-    experts = tuple(read_expert(Path(path), name=name) for name, path in file.experts.items())
-    base = open_base(
-        file.base,
-        experts,
-        settings=file.retriever,
-        instruction=file.instruction,
-        dtype="float32",
-        device=device,
-    )
-    identity = base_fingerprint(base)
-    check_compatible(experts, base_identity=identity, same_template=file.templates == "same")
-    tensors = base_tensors(base)
-    cuts = layer_cuts(file.segments, int(backbone(base).config.num_hidden_layers))
-    layout = Layout(cuts, kinds=file.kinds)
-    if file.keep is not None:
-        for part in file.keep.tensors:
-            if not any(part in name for name in tensors):
-                raise RecipeError(
-                    f"keep.tensors: {part!r} is in no tensor's name of {file.base}; check its spelling."
-                )
-        kept_from = None if file.keep.source == "base" else names.index(file.keep.source)
-        layout = Layout(cuts, file.keep.tensors, kept_from, file.kinds)
-    parameters = file.parameters.in_order(names)
-    if is_linear_in_deltas(file.method, parameters, experts):
-        _check_parameters(file.method, parameters)
-    elif file.output == "adapter":
-        raise RecipeError(
-            "output: an adapter can only be made of adapters; some experts are full checkpoints."
-        )
-    return Merge(file, base, identity, experts, layout, parameters)
-
-
-def _check_parameters(method: str, parameters: MergeParameters) -> None:
-    """Refuse parameters that the exact adapter merge would silently ignore."""
-    allowed = {"normalize"} if method == "linear" else {"normalize", "lambda"}
-    for key in parameters.given():
-        if key not in allowed:
-            raise RecipeError(f"parameters: a {method} merge of adapters has no {key}; remove it.")
+from medley.merge.settings import MergeFile
+from medley.merge.shrink import best_ratios, score_ratios
 
 
 def merge_model(
@@ -128,32 +53,28 @@ def merge_model(
     details: Mapping[str, Any] | None = None,
     device: str | None = None,
 ) -> GateReport | None:
-    """What `medley merge` does: write the merged model (gated), or the merged adapter (then None is
+    """What `medley merge` does: write the merged model or adapter (gated), or a plain checkpoint (then None is
     returned).
 
     `details` are further lines of the model card. Raises the errors of open_merge and export.
     """
-    merge = open_merge(file, device=device)
-    weights_KS = _weights(merge)
-    if file.output == "adapter":
-        effective_KS = search_space(file, merge.layout.segment_count).effective(weights_KS)
-        merge_adapters(
-            merge.experts,
-            effective_KS,
-            folder,
-            layout=merge.layout,
-            extra=provenance(merge) | {"base": file.base},
+    if file.output == "checkpoint":
+        from medley.merge.stream import merge_to_checkpoint
+
+        merge_to_checkpoint(
+            file, folder, card=_card(file, folder.name, identities(read_experts(file)), details)
         )
         return None
+    merge = open_merge(file, device=device)
+    weights_KS = _weights(merge)
     probe = probe or Probe()
-    base = encode_probe(merge.base, probe)
+    facts = dict(details or {}) | {"segments": merge.layout.segment_count}
+    card = _card(file, folder.name, identities(merge.experts), facts)
+    if file.output == "adapter":
+        return _export_adapter(merge, weights_KS, folder, probe=probe, card=card)
+    base = encode_exactly(merge.base, probe)
     scored = apply_merge(merge, weights_KS, probe)
     backbone(merge.base).to(getattr(_torch(), file.dtype))
-    card = model_card(
-        folder.name, base=file.base, method=file.method, experts=_identities(merge),
-        weights={name: merge.layout.flat(weight, name) for name, weight in file.weights.items()},
-        details=dict(details or {}) | {"segments": merge.layout.segment_count},
-    )  # fmt: skip
     return export(
         merge.base,
         folder,
@@ -165,12 +86,53 @@ def merge_model(
     )
 
 
+def _export_adapter(
+    merge: Merge, weights_KS: np.ndarray, folder: Path, *, probe: Probe, card: str
+) -> GateReport:
+    """Write the merged adapter; it appears only if, read back from disk, it encodes as the merge does."""
+    effective_KS = search_space(merge.file, merge.layout.segment_count).effective(weights_KS)
+    base = encode_probe(merge.base, probe)
+    with ConcatenatedAdapter(merge.base, merge.experts, layout=merge.layout) as adapter:
+        adapter.set_coefficients(effective_KS)
+        scored = encode_probe(merge.base, probe)
+    extra = {"merge": provenance(merge), "base": merge.file.base}
+    with writing(folder) as temporary:
+        merge_adapters(merge.experts, effective_KS, temporary, layout=merge.layout, extra=extra)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        attach(merge.base, read_expert(temporary).layers, where=str(folder))
+        try:
+            reread = encode_probe(merge.base, probe)
+        finally:
+            detach(merge.base)
+        prompts = {"query": merge.base.query_prompt(), "document": merge.base.document_prompt}
+        return judge(reread, prompts, merge.base, scored=scored, base=base, name=str(folder))
+
+
+def write_as_mergekit(file: MergeFile, path: Path) -> None:
+    """Write the merge as a file that `mergekit-yaml` takes. Raises RecipeError where mergekit has no counterpart."""
+    import yaml
+
+    folder = local_folder(file.base)
+    layer_count = int(read_json(folder / "config.json", ModelError)["num_hidden_layers"])
+    experts = read_experts(file)
+    whole = file.model_copy(
+        update={
+            "base": str(folder.resolve()),
+            "experts": {expert.name: str(expert.path.resolve()) for expert in experts},
+        }
+    )
+    adapters = [expert.name for expert in experts if expert.is_adapter]
+    with writing(path) as temporary:
+        content = write_mergekit(whole, layer_count, adapters)
+        temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
 def apply_merge(merge: Merge, weights_KS: np.ndarray, probe: Probe) -> ProbeVectors:
     """Merge into the weights of `merge.base`, and give the probe's vectors of the model as a search scores
     it."""
     if not merge.is_adapter:
         _merge_dense(merge, weights_KS)
-        return encode_probe(merge.base, probe)
+        return encode_exactly(merge.base, probe)
     effective_KS = search_space(merge.file, merge.layout.segment_count).effective(weights_KS)
     with ConcatenatedAdapter(merge.base, merge.experts, layout=merge.layout) as adapter:
         adapter.set_coefficients(effective_KS)
@@ -182,13 +144,26 @@ def apply_merge(merge: Merge, weights_KS: np.ndarray, probe: Probe) -> ProbeVect
 def _merge_dense(merge: Merge, weights_KS: np.ndarray) -> None:
     merge_weights(
         merge.base, merge.experts, weights_KS, method=merge.file.method, parameters=merge.parameters,
-        layout=merge.layout,
+        layout=merge.layout, settings_of=merge.settings_of,
     )  # fmt: skip
+
+
+def encode_exactly(retriever: Retriever, probe: Probe) -> ProbeVectors:
+    """The probe's vectors computed in float32, whatever dtype the weights are stored in; that stays."""
+    torch, model = _torch(), backbone(retriever)
+    stored = next(model.parameters()).dtype
+    model.to(torch.float32)  # exact, and so is the way back
+    try:
+        return encode_probe(retriever, probe)
+    finally:
+        model.to(stored)
 
 
 def _weights(merge: Merge) -> np.ndarray:
     """The file's weights; 1 each where the method takes none, an error where it does and none are given."""
     file = merge.file
+    if file.mergekit is not None:
+        return np.ones((len(file.experts), merge.layout.segment_count))
     if file.weights:
         flat = {name: merge.layout.flat(weight, f"weights.{name}") for name, weight in file.weights.items()}
         return weights_array(flat, list(file.experts), merge.layout.segment_count)
@@ -197,6 +172,16 @@ def _weights(merge: Merge) -> np.ndarray:
     if any(parameter.name == "weight" for parameter in merge_methods.get(file.method).spec.parameters):
         raise RecipeError("weights: are missing; give each expert one, or search for them with search-merge.")
     return np.ones((len(file.experts), merge.layout.segment_count))
+
+
+def with_shrinking(file: MergeFile, *, device: str | None = None) -> MergeFile:
+    """The file with each expert's best ratio of `search.shrink` by dev; as it is where there are none to try."""
+    if file.search is None or not file.search.shrink:
+        return file
+    collections = {spec: load_collection(spec, default_split="dev") for spec in file.search.dev}
+    pools = dev_pools(file.search, collections, seed=file.search.seed)
+    scores = score_ratios(open_merge(file, device=device), pools, file.search.shrink)
+    return file.model_copy(update={"shrink": best_ratios(scores)})
 
 
 def search_merge(
@@ -245,15 +230,38 @@ def provenance(merge: Merge) -> dict[str, Any]:
         "cuts": list(merge.layout.cuts),
         "kinds": list(merge.layout.kinds),
         "parameters": merge.parameters.given(),
+        "shrink": {name: file.shrunk(name) for name in file.experts if file.shrunk(name)},
+        "mergekit": None if file.mergekit is None else file.mergekit.model_dump(mode="json"),
         "keep": None if file.keep is None else file.keep.model_dump(mode="json", by_alias=True),
         "base": file.base,
         "base_identity": merge.base_identity,
-        "experts": _identities(merge),
+        "experts": identities(merge.experts),
     }
 
 
-def _identities(merge: Merge) -> dict[str, str]:
-    return {expert.name: _identity(expert) for expert in merge.experts}
+def _card(file: MergeFile, title: str, experts: Mapping[str, str], details: Mapping[str, Any] | None) -> str:
+    """The model card of a merge."""
+    from medley.encoder import resolve_base
+
+    folders = {"base": Path(resolve_base(file.base)), **{name: Path(at) for name, at in file.experts.items()}}
+    parameters = file.parameters.in_order(list(file.experts)).given()
+    facts: dict[str, Any] = {f"parameter {key}": value for key, value in parameters.items()}
+    if file.shrink:
+        facts["moved toward the base first (SLERP)"] = {name: file.shrunk(name) for name in file.experts}
+    if file.keep is not None:
+        facts["taken unmerged"] = f"{', '.join(file.keep.tensors)} from {file.keep.source}"
+    if file.kinds:
+        facts["weights by kind of tensor"] = ", ".join(file.kinds)
+    return model_card(
+        title, base=file.base, method=file.method, experts=experts,
+        weights=file.model_dump(mode="json")["weights"], details=facts | dict(details or {}),
+        licences=licences(folders),
+    )  # fmt: skip
+
+
+def identities(experts: Sequence[Expert]) -> dict[str, str]:
+    """Fingerprint of each expert's weights, by name."""
+    return {expert.name: _identity(expert) for expert in experts}
 
 
 def _identity(expert: Expert) -> str:

@@ -23,7 +23,7 @@ class Front:
 
     indices: tuple[int, ...]
     chosen: int
-    scores_C2: np.ndarray
+    scores: np.ndarray
 
     def as_json(self) -> dict[str, Any]:
         """As search.json holds it: candidates by index, with their domain and general mean."""
@@ -31,7 +31,7 @@ class Front:
             "candidates": list(self.indices),
             "chosen": self.chosen,
             "scores": [
-                {"domain": float(domain), "general": float(general)} for domain, general in self.scores_C2
+                {"domain": float(domain), "general": float(general)} for domain, general in self.scores
             ],
         }
 

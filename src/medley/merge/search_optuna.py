@@ -9,6 +9,7 @@ carries its queries' scores, so nobody encodes what another has.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,7 +91,9 @@ def _storage(where: str | None) -> Any:
 def _sampler(settings: SearchSettings, trials: Trials, *, number: int) -> Any:
     import optuna
 
-    seed = int(fingerprint([settings.seed, number])[:7], 16)
+    # processes that share a history may ask at the same moment and must not draw the same candidate
+    process = os.getpid() if settings.storage else 0
+    seed = int(fingerprint([settings.seed, number, process])[:7], 16)
     if settings.strategy == "tpe":
         startup = max(3, round(STARTUP_SHARE * trials.budget))
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)

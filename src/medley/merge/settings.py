@@ -1,7 +1,6 @@
-"""MERGE.yaml: what to merge, how, and where the coefficients come from. mergekit's own files are read too.
+"""MERGE.yaml: what to merge, how, and where the coefficients come from.
 
-A mergekit file maps where it lists `models:` with parameters, a `base_model`, `merge_method`, `parameters`
-and `dtype`; slices, modules and tokenizer surgery have no counterpart and are refused by name.
+mergekit's own files are read too (mergekit_file.py).
 """
 
 from __future__ import annotations
@@ -9,13 +8,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medley.encoder import RetrieverSettings
 from medley.errors import RecipeError
 from medley.merge.coefficients import Kind, Segments, Weight
+from medley.merge.mergekit_file import MergekitSettings, read_mergekit
 
 METHODS = (
     "linear", "task_arithmetic", "ties", "dare_ties", "dare_linear", "della", "della_linear", "breadcrumbs",
@@ -24,6 +24,9 @@ METHODS = (
 )  # fmt: skip
 """Every method of mergekit 0.1.5 that merges (a test compares); `passthrough` only copies layers."""
 
+TOKENIZER = "tokenizer"
+"""The word in `keep.tensors` for the tokenizer itself."""
+Ratio = Annotated[float, Field(ge=0, le=1)]
 PerExpert = float | tuple[float, ...] | dict[str, float]
 
 
@@ -85,7 +88,20 @@ class KeepSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str = Field(alias="from", description="name of an expert, or `base`")
-    tensors: tuple[str, ...] = Field(description="parts of tensor names, such as embed_tokens", min_length=1)
+    tensors: tuple[str, ...] = Field(
+        description="parts of tensor names, such as embed_tokens; `tokenizer` is the tokenizer itself",
+        min_length=1,
+    )
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of tensor names."""
+        return tuple(part for part in self.tensors if part != TOKENIZER)
+
+    @property
+    def tokenizer(self) -> bool:
+        """Whether the tokenizer is taken from there too."""
+        return TOKENIZER in self.tensors
 
 
 class SearchSettings(BaseModel):
@@ -138,6 +154,9 @@ class SearchSettings(BaseModel):
         None,
         description="tpe and cmaes: a journal file, or a database URL, that several processes or machines share",
     )
+    shrink: tuple[Ratio, ...] = Field(
+        (), description="ratios toward the base tried for each expert alone before the search, by dev"
+    )
     rankers: tuple[Literal["bm25", "base", "experts"], ...] = Field(
         ("bm25",), description="who says which passages of a large corpus are hard enough for the pool"
     )
@@ -179,8 +198,14 @@ class MergeFile(BaseModel):
         "same",
         description="same: experts whose templates differ are refused; first: they are merged under the first one's",
     )
-    output: Literal["weights", "adapter"] = Field(
-        "weights", description="a whole model, or an adapter of rank sum(r)"
+    shrink: Ratio | dict[str, Ratio] = Field(
+        default_factory=dict,
+        description="how far each expert is moved toward the base first, by SLERP: 0 not at all, 1 all the way",
+    )
+    output: Literal["weights", "adapter", "checkpoint"] = Field(
+        "weights",
+        description="a retriever with whole weights, an adapter of rank sum(r), or a plain checkpoint like the "
+        "base's, streamed to disk without a gate (for language models that are no retrievers)",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32",
@@ -191,6 +216,13 @@ class MergeFile(BaseModel):
     instruction: str | None = Field(
         None, description="default: the experts', where all have one and the same"
     )
+    mergekit: MergekitSettings | None = Field(
+        None, description="gradients and filters of a mergekit file; its reader fills this in"
+    )
+
+    def shrunk(self, name: str) -> float:
+        """How far an expert is moved toward the base first."""
+        return self.shrink.get(name, 0.0) if isinstance(self.shrink, dict) else self.shrink
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
@@ -204,6 +236,15 @@ class MergeFile(BaseModel):
             raise ValueError(
                 f"keep.from: {self.keep.source!r} is no expert{_nearest(self.keep.source, self.experts)}"
             )
+        unknown = (
+            [name for name in self.shrink if name not in self.experts]
+            if isinstance(self.shrink, dict)
+            else []
+        )
+        if unknown:
+            raise ValueError(f"shrink: {unknown[0]!r} is no expert{_nearest(unknown[0], self.experts)}")
+        if self.output == "adapter" and self.shrink:
+            raise ValueError("shrink: SLERP changes the base's part too, so the result is no adapter")
         if self.output == "adapter" and (
             self.method not in ("linear", "task_arithmetic") or self.parameters.normalize is False
         ):
@@ -240,7 +281,7 @@ def read_merge_file(path: Path) -> MergeFile:
     if not isinstance(value, dict):
         raise RecipeError(f"{path}: expected keys and values; see `medley merge --help`.")
     if "merge_method" in value:
-        value = _from_mergekit(value, path)
+        value = read_mergekit(value, str(path))
     return parse_merge_file(_with_paths(value, path.parent), str(path))
 
 
@@ -289,60 +330,3 @@ def _with_paths(value: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(value.get("experts"), dict):
         changed["experts"] = {str(name): located(path) for name, path in value["experts"].items()}
     return changed
-
-
-def _from_mergekit(value: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A mergekit configuration in Medley's words."""
-    known = {"models", "merge_method", "base_model", "parameters", "dtype", "out_dtype"}
-    for key in value:
-        if key not in known:
-            raise RecipeError(
-                f"{path}: mergekit's {key!r} has no counterpart here; list `models:`, or run mergekit itself."
-            )
-    base = _model_path(value.get("base_model"))
-    experts: dict[str, str] = {}
-    by_expert: dict[str, dict[str, float]] = {}
-    for entry in value.get("models") or []:
-        location = _model_path(entry.get("model"))
-        parameters = entry.get("parameters") or {}
-        if location == base and not parameters:
-            continue  # mergekit lists the base among the models of task-vector methods
-        if not location:
-            raise RecipeError(f"{path}: an entry of `models:` has no model; give its path.")
-        name = _unique(Path(location).name, experts)
-        experts[name] = location
-        for key, setting in parameters.items():
-            if not isinstance(setting, (int, float)):
-                raise RecipeError(
-                    f"{path}: models.{name}.{key}: only a number is understood; use `segments:` instead."
-                )
-            by_expert.setdefault(key, {})[name] = float(setting)
-    shared = dict(value.get("parameters") or {})
-    weights = by_expert.pop("weight", {})
-    if "weight" in shared:
-        weights = dict.fromkeys(experts, float(shared.pop("weight"))) | weights
-    if base is None:
-        raise RecipeError(
-            f"{path}: has no base_model; name the model whose tokenizer and shape the result has."
-        )
-    return {
-        "base": base, "experts": experts, "method": value["merge_method"], "weights": weights,
-        "parameters": {**shared, **by_expert},
-        "dtype": value.get("out_dtype") or value.get("dtype") or "float32",
-    }  # fmt: skip
-
-
-def _model_path(model: Any) -> str | None:
-    """mergekit's short form `model+lora` and its long form {model: {path: ...}}."""
-    if isinstance(model, dict):
-        model = model.get("lora") or model.get("model")
-        model = model.get("path") if isinstance(model, dict) else model
-    return None if model is None else str(model).rpartition("+")[2]
-
-
-def _unique(name: str, taken: Mapping[str, Any]) -> str:
-    count = 2
-    candidate = name
-    while candidate in taken:
-        candidate, count = f"{name}-{count}", count + 1
-    return candidate

@@ -38,24 +38,24 @@ class Surrogate:
     """
 
     pools: Sequence[DevPool]
-    places_NX: np.ndarray
+    places: np.ndarray
     nodes: tuple[Sequence[PoolVectors], ...]
-    metric_XX: np.ndarray
+    metric: np.ndarray
 
     @classmethod
     def of_basis(cls, pools: Sequence[DevPool], basis: Sequence[Sequence[PoolVectors]]) -> Surrogate:
         """The linear formula: from the base's vectors and those of each delta alone."""
         count = len(basis) - 1
         moves_XV = np.stack([_stacked(node) - _stacked(basis[0]) for node in basis[1:]])
-        metric_XX = moves_XV @ moves_XV.T
-        places_NX = np.concatenate([np.zeros((1, count)), np.eye(count)])
-        return cls(pools, places_NX, tuple(basis), metric_XX / max(np.trace(metric_XX) / count, 1e-12))
+        metric = moves_XV @ moves_XV.T
+        places = np.concatenate([np.zeros((1, count)), np.eye(count)])
+        return cls(pools, places, tuple(basis), metric / max(np.trace(metric) / count, 1e-12))
 
     def with_node(self, place_X: np.ndarray, vectors: Sequence[PoolVectors]) -> Surrogate:
         """The surrogate that also knows the vectors at a place; a place that is known already changes nothing."""
-        if np.abs(self.places_NX - place_X).max(axis=1).min() < SAME:
+        if np.abs(self.places - place_X).max(axis=1).min() < SAME:
             return self
-        return replace(self, places_NX=np.vstack([self.places_NX, place_X]), nodes=(*self.nodes, vectors))
+        return replace(self, places=np.vstack([self.places, place_X]), nodes=(*self.nodes, vectors))
 
     @property
     def cosine(self) -> bool:
@@ -64,22 +64,22 @@ class Surrogate:
 
     def weights(self, places_CX: np.ndarray) -> np.ndarray:
         """The nodes' weights (C, N) at each place; they sum to one."""
-        count, dimensions = self.places_NX.shape
-        tail_NY = np.column_stack([np.ones(count), self.places_NX])
+        count, dimensions = self.places.shape
+        tail_NY = np.column_stack([np.ones(count), self.places])
         tail_CY = np.column_stack([np.ones(len(places_CX)), places_CX])
         if count == dimensions + 1:
             linear_CN: np.ndarray = tail_CY @ np.linalg.inv(tail_NY)
             return linear_CN
         zeros_YY = np.zeros((dimensions + 1, dimensions + 1))
-        system = np.block([[self._cubes(self.places_NX), tail_NY], [tail_NY.T, zeros_YY]])
+        system = np.block([[self._cubes(self.places), tail_NY], [tail_NY.T, zeros_YY]])
         right_side = np.column_stack([self._cubes(places_CX), tail_CY])
         weights_CN: np.ndarray = np.linalg.solve(system, right_side.T).T[:, :count]
         return weights_CN
 
     def _cubes(self, places_CX: np.ndarray) -> np.ndarray:
         """Cubed distances (C, N) of places to the nodes."""
-        moves_CNX = places_CX[:, None] - self.places_NX[None]
-        squares_CN = np.einsum("cnx,xy,cny->cn", moves_CNX, self.metric_XX, moves_CNX)
+        moves_CNX = places_CX[:, None] - self.places[None]
+        squares_CN = np.einsum("cnx,xy,cny->cn", moves_CNX, self.metric, moves_CNX)
         # a little of the plain distance, so that two places are never one, even where an expert changes nothing
         squares_CN += 1e-6 * (moves_CNX**2).sum(axis=2)
         cubes_CN: np.ndarray = np.maximum(squares_CN, 0.0) ** 1.5

@@ -62,7 +62,23 @@ def cost_of_search(recipe: Recipe, inputs: Inputs) -> Cost:
     """Texts encoded for candidates: the whole pool each time."""
     queries, passages = pool_texts(recipe.merge.search, inputs, recipe.merge.dev)
     encodings = recipe.merge.search.encodings * len(recipe.merge.methods)
-    return {"encodings": encodings, "texts_encoded": encodings * (queries + passages)}
+    ranking = _texts_ranked(recipe, inputs)
+    return {"encodings": encodings, "texts_encoded": encodings * (queries + passages) + ranking}
+
+
+def _texts_ranked(recipe: Recipe, inputs: Inputs) -> int:
+    """Texts that retrievers encode to say what is hard enough for a pool; none where BM25 says it, or all are in."""
+    from medley.merge.hard import WIDER
+
+    search = recipe.merge.search
+    turns = ("base" in search.rankers) + len(recipe.experts) * ("experts" in search.rankers)
+    collections = [inputs.collection(spec) for spec in recipe.merge.dev]
+    texts = sum(
+        min(search.queries, len(collection.queries)) + min(WIDER * search.pool_size, len(collection.corpus))
+        for collection in collections
+        if len(collection.corpus) > search.pool_size
+    )
+    return turns * texts * len(recipe.merge.methods)
 
 
 def cost_of_prompts(recipe: Recipe, inputs: Inputs, dev: list[str], method: str) -> Cost:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Coefficient = Number | list[Number]
@@ -67,6 +67,13 @@ class Results(_Format):
     queries: dict[str, dict[str, str]] = {}
 
 
+class HeldOut(_Format):
+    """A candidate's score on the dev queries that the search did not see."""
+
+    score: Number
+    scores: dict[str, Number] = {}
+
+
 class Candidate(_Format):
     """Coefficients that were tried. `real`: the score was measured, not predicted by the surrogate."""
 
@@ -75,6 +82,28 @@ class Candidate(_Format):
     scores: dict[str, Number] = {}
     real: bool = True
     predicted: Number | None = None
+    confirm: HeldOut | None = None
+
+
+class FrontPoint(_Format):
+    """A candidate's mean scores on dev collections of the domain and on the general ones."""
+
+    domain: Number
+    general: Number
+
+
+class Front(_Format):
+    """The Pareto front: candidates by index, and every candidate's two scores."""
+
+    candidates: list[int]
+    chosen: int
+    scores: list[FrontPoint]
+
+    @model_validator(mode="after")
+    def _points_exist(self) -> Front:
+        if any(not 0 <= index < len(self.scores) for index in (*self.candidates, self.chosen)):
+            raise ValueError(f"names a candidate beyond the {len(self.scores)} that have scores")
+        return self
 
 
 class Search(_Format):
@@ -85,6 +114,7 @@ class Search(_Format):
     method: str = ""
     encodings: int | None = None
     candidates: list[Candidate] = []
+    front: Front | None = None
 
 
 class TriedInstruction(_Format):

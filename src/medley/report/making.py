@@ -12,6 +12,7 @@ from medley.report import charts, dev_chart, findings
 from medley.report.formats import Candidate, Coefficient
 from medley.report.numbers import count
 from medley.report.reading import ALL, EXPERT, MERGED, Outcome, Run
+from medley.report.search_front import front_chart
 from medley.report.svg import padded
 
 
@@ -34,6 +35,8 @@ def search_values(run: Run) -> dict[str, Any] | None:
         "agreement": charts.agreement_chart(both) if len(both) > 2 else None,
         "error": sum(abs(a - b) for a, b in both) / len(both) if len(both) > 2 else None,
         "coefficients": charts.coefficients_chart(search.best.coefficients),
+        "held_out": search.best.confirm.score if search.best.confirm else None,
+        "front": front_chart(search.front) if search.front else None,
     }
 
 
