@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from medley.batches import encode_in_batches, takes_tokens
 from medley.collections import BUNDLED, Passage
 from medley.errors import ModelError
 from medley.files import explained_write_errors, read_json, write_json, writing
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 DESCRIPTION = "medley.json"
 """The file in a model or expert folder that keeps what sentence-transformers has no place for."""
 FORMAT = 1
+TOKENS_A_TEXT, TOKENS_A_TEXT_CPU = 256, 32
+"""`batch_size` times this is the number of tokens in a batch, on an accelerator and on a CPU. The products of 2,048
+tokens stay in a CPU core's cache; an accelerator needs more to be busy."""
 
 
 class RetrieverSettings(BaseModel):
@@ -305,7 +309,8 @@ def encode_queries(
 ) -> np.ndarray:
     """Encode queries under the retriever's instruction, or another one.
 
-    Returns float32 of shape (Q, H), in the order given; length 1 where the retriever normalises.
+    Returns float32 of shape (Q, H), in the order given; length 1 where the retriever normalises. `batch_size` bounds
+    memory: a batch is filled by tokens, as many as that number of texts of usual length hold.
     """
     return _encode(retriever, texts, retriever.query_prompt(instruction), "query", batch_size)
 
@@ -321,16 +326,22 @@ def encode_passages(
 def _encode(
     retriever: Retriever, texts: Sequence[str], prompt: str, task: str, batch_size: int
 ) -> np.ndarray:
-    """The one call into sentence-transformers. A passage and a query may differ in route as well as in prompt."""
+    """The one place where a model runs. A passage and a query may differ in route as well as in prompt."""
     import torch
 
+    model = retriever.model
     if not texts:
-        return np.zeros((0, retriever.model.get_embedding_dimension() or 0), dtype=np.float32)
-    encode = retriever.model.encode_query if task == "query" else retriever.model.encode_document
-    vectors = encode(
-        list(texts), prompt=prompt, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False
-    ).float()
-    if _normalizes(retriever.model):
+        return np.zeros((0, model.get_embedding_dimension() or 0), dtype=np.float32)
+    if takes_tokens(model):
+        per_text = TOKENS_A_TEXT_CPU if model.device.type == "cpu" else TOKENS_A_TEXT
+        vectors = encode_in_batches(model, [prompt + text for text in texts], batch_size * per_text)
+        vectors = vectors[:, : model.truncate_dim].float()
+    else:
+        encode = model.encode_query if task == "query" else model.encode_document
+        vectors = encode(
+            list(texts), prompt=prompt, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False
+        ).float()
+    if _normalizes(model):
         # the model normalises in its own dtype; in bfloat16 lengths are off by up to half a percent
         vectors = torch.nn.functional.normalize(vectors, dim=-1)
     return vectors.cpu().numpy()

@@ -17,7 +17,7 @@ from medley.pairs import read_pairs
 ALL = "all"
 """Name of the model trained on all the data together."""
 PACKAGE = Path(medley.__file__).parent
-EVERYWHERE = ("collections.py", "encoder.py", "pairs.py", "template.py")
+EVERYWHERE = ("batches.py", "collections.py", "encoder.py", "pairs.py", "template.py")
 """Nouns that decide every stage's result."""
 SOURCES = (".py", ".txt", ".yaml", ".html", ".css")
 
