@@ -96,12 +96,12 @@ def _data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                 },
                 partial(data.build_source, recipe, inputs, name, held_out),
                 code=code_of(
-                    "pipeline/data.py", "leaks.py", "overlap.py", *(WRITING_CODE if source.corpus else ())
+                    "pipeline/data.py", "leaks", "overlap.py", *(WRITING_CODE if source.corpus else ())
                 ),
                 cost=llm_cost.cost_of_queries(recipe, inputs, name),
             )
         )
-        if recipe.leaks == "refuse":
+        if recipe.leaks != "allow":
             steps.append(
                 Step(
                     "leaks",
@@ -109,7 +109,7 @@ def _data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                     {"held_out": inputs.collection_identities(held_out)},
                     partial(data.check_leaks, inputs, name, held_out),
                     needs=(f"sources/{name}",),
-                    code=code_of("pipeline/data.py", "leaks.py", "overlap.py"),
+                    code=code_of("pipeline/data.py", "leaks", "overlap.py"),
                 )
             )
         kinds = _kinds_of(recipe, name)
