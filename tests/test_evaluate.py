@@ -146,7 +146,6 @@ def test_what_is_no_retrieval_task_is_refused_in_one_sentence() -> None:
         "Banking77Classification": "not text retrieval",
         "PublicHealthQA": "name one, as in PublicHealthQA/arabic",
         "PublicHealthQA/klingon": "no subset 'klingon'",
-        "ArguAna": "leaves each query's own passage out",
     }.items():
         with pytest.raises(CollectionError, match=message):
             load_mteb_task(name, "test")

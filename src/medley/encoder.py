@@ -8,6 +8,7 @@ Mining, training, evaluation and export all come here; no other module tokenizes
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,13 +99,19 @@ class Retriever:
         return fingerprint(
             {
                 "weights": _fingerprint_tensors(self.model.state_dict()),
-                "tokenizer": self.model.tokenizer.backend_tokenizer.to_str(),
+                "tokenizer": _tokenizer_content(self.model.tokenizer),
                 "modules": [str(module) for module in list(self.model)[1:]],
                 "attention": getattr(self.model[0].config, "is_causal", True),
                 "max_length": self.model.max_seq_length,
                 "prompts": [self.query_prompt(), self.document_prompt],
             }
         )
+
+
+def _tokenizer_content(tokenizer: Any) -> dict[str, Any]:
+    """A tokenizer as data, without how its last call cut and padded: that changes when it is used."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {key: value for key, value in content.items() if key not in ("truncation", "padding")}
 
 
 def _fingerprint_tensors(tensors: dict[str, torch.Tensor]) -> str:

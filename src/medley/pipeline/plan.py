@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 
 from medley.encoder import check_decoder
+from medley.fingerprint import code_of
 from medley.guard.judge import read_judge_prompt
 from medley.pipeline import cost, data, llm_cost, models, proof
-from medley.pipeline.inputs import ALL, Inputs, code_of
+from medley.pipeline.inputs import ALL, Inputs
 from medley.prompts.choose import library
 from medley.recipe import Expert, Recipe, Source
 from medley.run import Step
@@ -361,7 +362,7 @@ def _proof_steps(recipe: Recipe, inputs: Inputs, folder: Path) -> list[Step]:
             {"groups": recipe.evaluate.groups, "seed": recipe.seed, "recipe": recipe.model_dump(mode="json")},
             partial(proof.build_report, recipe, inputs, list(wanted), folder),
             needs=tuple(f"evaluate/{variant}" for variant in wanted),
-            code=code_of("pipeline/proof.py", "evaluate", "report"),
+            code=code_of("pipeline/proof.py", "statistics", "report"),
         )
     )
     return steps
