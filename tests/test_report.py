@@ -15,7 +15,8 @@ import pytest
 
 from fake_run import EXPERTS, TASKS, make_run
 from medley.errors import InputError, PairsError
-from medley.evaluate.compare import compare, holm
+from medley.statistics.compare import compare
+from medley.statistics.family import holm
 from medley.report import numbers as written
 from medley.report import write_report
 from medley.report.charts import running_mean

@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from medley import cli_evaluate, cli_guard, cli_leaks, cli_synthesize
+from medley import cli_compare, cli_evaluate, cli_guard, cli_leaks, cli_synthesize
 from medley.errors import InputError, MedleyError
-from medley.tables import print_comparisons, print_results, print_steps
+from medley.tables import print_results, print_steps
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -276,37 +276,7 @@ def search_merge(
 app.command()(cli_evaluate.evaluate)
 
 
-@app.command()
-def compare(
-    results: Annotated[
-        list[Path], typer.Argument(help="results.json files of `medley evaluate`, or of runs.")
-    ],
-    as_json: Json = False,
-    seed: Seed = 13,
-) -> None:
-    """Paired tests between result files: the first against each other one."""
-    from medley.errors import CollectionError
-    from medley.files import read_json
-    from medley.pipeline.proof import compare_variants
-
-    variants: dict[str, Any] = {}
-    for path in results:
-        content = read_json(path, CollectionError)
-        if "variants" in content:
-            named = {
-                name if len(results) == 1 else f"{path}:{name}": v for name, v in content["variants"].items()
-            }
-        elif "tasks" in content:
-            named = {str(path): content}
-        else:
-            raise CollectionError(f"{path}: has neither `tasks` nor `variants`; give a results.json.")
-        variants.update(named)
-    if len(variants) < 2:
-        raise CollectionError("one result is nothing to compare; give at least two.")
-    rows = compare_variants(variants, next(iter(variants)), seed=seed)
-    print_comparisons(rows, as_json)
-
-
+app.command()(cli_compare.compare)
 app.command()(cli_leaks.leaks)
 app.command()(cli_guard.guard)
 app.command()(cli_guard.review)

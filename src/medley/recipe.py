@@ -28,6 +28,7 @@ from medley.recipe_data import (
     check_writer,
     refuse_elsewhere,
 )
+from medley.statistics.demands import Demand
 from medley.synthesize.queries import QuerySettings
 from medley.train.settings import PretrainSettings, TrainSettings
 
@@ -79,6 +80,23 @@ class EvaluateSettings(BaseModel):
         default={},
         description="collection (any split) -> instruction, the same for every variant; default each model's own",
     )
+    demands: list[Demand] = Field(
+        default=[], description="what the merged model must not lose; a run that breaks one hands over no model"
+    )
+
+    @model_validator(mode="after")
+    def _demands_can_be_checked(self) -> EvaluateSettings:
+        for number, demand in enumerate(self.demands):
+            where = f"demands.{number}"
+            if demand.group not in self.groups:
+                raise ValueError(f"{where}.group: no group {demand.group!r}{_nearest(demand.group, self.groups)}")
+            if demand.than not in self.baselines and not (
+                demand.than.startswith("expert:") and "experts" in self.baselines
+            ):
+                raise ValueError(
+                    f"{where}.than: {demand.than!r} is not evaluated; add it to `baselines`, or name one of them"
+                )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -86,7 +104,7 @@ class EvaluateSettings(BaseModel):
         """`medical: [...]` beside `baselines` is a group; lists under any other key are."""
         if not isinstance(value, Mapping) or "groups" in value:
             return value
-        known = {"baselines", "instructions"}
+        known = {"baselines", "instructions", "demands"}
         groups = {key: item for key, item in value.items() if key not in known and isinstance(item, list)}
         rest = {key: item for key, item in value.items() if key not in groups}
         return {**rest, "groups": groups}
@@ -156,6 +174,16 @@ class Recipe(BaseModel):
             raise ValueError(
                 "negatives.guard.judge: the judge is a language model; name an endpoint at `llm`, or take the judge out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _demanded_experts_are_there(self) -> Recipe:
+        for number, demand in enumerate(self.evaluate.demands):
+            name = demand.than.removeprefix("expert:")
+            if demand.than.startswith("expert:") and name not in self.experts:
+                raise ValueError(
+                    f"evaluate.demands.{number}.than: no expert is called {name!r}{_nearest(name, self.experts)}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -60,6 +60,7 @@ def build_report(
         "comparisons": compare_variants(found, "merged", seed=recipe.seed),
         "queries": {c.name: dict(c.queries) for c in collections.values()},
     }
+    results["demands"] = check_demands(recipe, results)
     write_json(out / RESULTS, results)
     write_json(folder / RESULTS, results)
     write_report(folder)
@@ -72,29 +73,32 @@ def mean_score(result: Mapping[str, Any]) -> float:
     return sum(task[METRIC] for task in tasks) / len(tasks)
 
 
-def per_query(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """For each task, nDCG@10 of each query."""
-    return {
-        name: {query: scores[METRIC] for query, scores in task["per_query"].items()}
-        for name, task in result["tasks"].items()
-    }
-
-
 def compare_variants(
     results: Mapping[str, Mapping[str, Any]], reference: str, *, seed: int
 ) -> list[dict[str, Any]]:
-    """Paired randomisation test of `reference` against every other variant, Holm-corrected over the family."""
-    from medley.evaluate.compare import compare, holm
+    """Tests of `reference` against every other variant, by mean and by task, Holm-corrected over all of them."""
+    from medley.statistics.family import comparison_rows
 
     others = [variant for variant in results if variant != reference]
-    if not others:
-        return []
-    ours = per_query(results[reference])
-    comparisons = [compare(ours, per_query(results[variant]), seed=seed) for variant in others]
-    corrected = holm([comparison.p_value for comparison in comparisons])
+    runs = {variant: [result] for variant, result in results.items()}
+    return comparison_rows(runs, [(reference, other) for other in others], seed=seed)
+
+
+def check_demands(recipe: Recipe, results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Hold the recipe's demands against the scores of merged."""
+    from medley.statistics.demands import check_demand
+    from medley.statistics.family import per_query
+
+    merged = per_query(results["variants"]["merged"])
     return [
-        {"a": reference, "b": variant, **comparison.as_json(), "p_holm": p_holm}
-        for variant, comparison, p_holm in zip(others, comparisons, corrected, strict=True)
+        check_demand(
+            demand,
+            merged,
+            per_query(results["variants"][demand.than]),
+            results["groups"][demand.group],
+            seed=recipe.seed,
+        ).as_json()
+        for demand in recipe.evaluate.demands
     ]
 
 

@@ -115,7 +115,8 @@ def differences(
 
     Raises InputError where two variants were scored on different queries of a task.
     """
-    from medley.evaluate.compare import compare, holm
+    from medley.statistics.compare import compare
+    from medley.statistics.family import holm
 
     made = []
     for a, b in pairs:
@@ -138,7 +139,7 @@ def best_expert(results: Results, tasks: Sequence[str]) -> str | None:
 
 def tallies(results: Results, variant: str, tasks: Sequence[str]) -> list[Tally]:
     """Wins, ties and losses of merged against a variant, by task."""
-    from medley.evaluate.compare import TIE, paired_differences
+    from medley.statistics.paired import TIE, paired_differences
 
     found = []
     for task in tasks:
