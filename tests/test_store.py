@@ -144,3 +144,38 @@ def test_an_embedder_says_what_decides_its_vectors(retriever):
     embedder = embedder_of(retriever)
     assert embedder.query_prompt("Look") == "Look\nQuery: " and embedder.query_prompt(None) == "Find\nQuery: "
     assert embedder.document_prompt == "Represent this passage\npassage: "
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_vectors(tmp_path):
+    ray = pytest.importorskip("ray")
+    from medley.encoder import open_retriever, save_retriever
+    from medley.search.embedder import passage_vectors
+    from medley.search.ray_engine import ray_engine
+
+    settings = RetrieverSettings(max_length=32, dtype="float32")
+    save_retriever(build_retriever("tiny", settings, instruction="Find"), tmp_path / "m", card="test")
+    retriever = open_retriever(str(tmp_path / "m"), device="cpu")
+    words = "the quick brown fox jumps over the lazy dog and insulin lowers glucose".split()  # noqa: SIM905
+    passages = [Passage(f"p{i}", " ".join(words[i % 7 : i % 7 + 1 + i % 6]) + f" {i}") for i in range(5_000)]
+    collection = in_memory("c", "test", passages, {"q": "fox"}, {"q": {"p0": 1}})
+    try:
+        distributed = ray_engine("float32", workers=2)(str(tmp_path / "m"), retriever)
+        here = passage_vectors(embedder_of(retriever), collection, None)
+        np.testing.assert_array_equal(passage_vectors(distributed, collection, None), here)
+        stored = passage_vectors(distributed, collection, tmp_path / "store")
+        np.testing.assert_array_equal(stored[:], here)
+    finally:
+        ray.shutdown()
+
+
+def test_ray_is_asked_for_by_name_where_it_is_missing(tmp_path):
+    import importlib.util
+
+    from medley.errors import InputError
+    from medley.search.ray_engine import ray_engine
+
+    if importlib.util.find_spec("ray") is not None:
+        pytest.skip("Ray is installed")
+    with pytest.raises(InputError, match=r"pip install 'medley-retrieval\[ray\]'"):
+        ray_engine()

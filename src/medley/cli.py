@@ -9,7 +9,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -274,6 +274,7 @@ def search_merge(
 
 
 app.command()(cli_evaluate.evaluate)
+app.command()(cli_evaluate.published)
 
 
 app.command()(cli_compare.compare)

@@ -117,3 +117,41 @@ def _engine(name: str, dtype: str | None) -> Any:
     from medley.search.ray_engine import ray_engine
 
     return ray_engine(dtype)
+
+
+def published(
+    run: Annotated[
+        list[str],
+        typer.Option(
+            help="CONDITION=RUN_FOLDER_OR_RESULTS, with FT, SHN, PO, SHN+PO, 100k or TIES; repeatable."
+        ),
+    ],
+    base: Annotated[str, typer.Option(help="qwen3-0.6b, gemma-2b or phi-4-mini.")] = "qwen3-0.6b",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+) -> None:
+    """The tables of the Synthesize-Train-Merge paper beside one's own numbers."""
+    from dataclasses import asdict
+
+    from medley.errors import CollectionError
+    from medley.evaluate.published import CONDITIONS, mean_lines, task_lines
+    from medley.files import read_json
+    from medley.tables import print_published
+
+    runs: dict[str, Any] = {}
+    for given in run:
+        condition, equals, place = given.partition("=")
+        if not equals or condition not in CONDITIONS:
+            raise InputError(f"--run {given}: write CONDITION=PLACE, with one of {', '.join(CONDITIONS)}.")
+        path = Path(place) / "results.json" if Path(place).is_dir() else Path(place)
+        results = read_json(path, CollectionError)
+        # of `medley evaluate` on one model: the model that was merged
+        runs[condition] = results.get("variants", {"merged": results})
+    means = mean_lines(runs, base)
+    merged = next((variants["merged"] for variants in runs.values() if "merged" in variants), None)
+    tasks = task_lines(merged, base) if merged else []
+    if as_json:
+        print(
+            json.dumps({"means": [asdict(line) for line in means], "tasks": [asdict(line) for line in tasks]})
+        )
+    else:
+        print_published(base, means, tasks)

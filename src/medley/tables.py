@@ -6,6 +6,7 @@ In: plain data from the pipeline and from result files. Out: standard output, wh
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 ALPHA = 0.05
@@ -90,6 +91,26 @@ def print_evaluation(table: dict[str, Any], groups: dict[str, list[str]]) -> Non
             size = row["model"]["bytes_a_passage"]
             print(f"{name}: {lost:+.4f} against whole vectors, {size:,} bytes a passage instead of "
                   f"{row['model']['bytes_whole']:,}")  # fmt: skip
+
+
+def print_published(base: str, means: Sequence[Any], tasks: Sequence[Any]) -> None:
+    """A paper's figures beside one's own; a mean over fewer tasks than the paper's says so."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console = Console(width=None if console.is_terminal else WIDTH)
+    for title, lines, whole in ((f"means over 12 tasks, {base}", means, 12), ("STM linear by task", tasks, 1)):
+        if not lines:
+            continue
+        grid = Table(title=f"nDCG@10, {title}")
+        for column in ("", "published", "own", "over tasks"):
+            grid.add_column(column, justify="left" if not column else "right")
+        for line in lines:
+            own = "" if line.own is None else f"{line.own:.3f}"
+            short = f"{line.tasks} of 12" if line.own is not None and whole == 12 and line.tasks < whole else ""
+            grid.add_row(line.name, "" if line.published is None else f"{line.published:.3f}", own, short)
+        console.print(grid)
 
 
 def _main_score(task: dict[str, Any]) -> float:

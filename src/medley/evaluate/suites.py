@@ -55,6 +55,18 @@ class Suite(BaseModel):
     about: str
     tasks: tuple[SuiteTask, ...] = Field(min_length=1)
 
+    def specs_by_group(self) -> dict[str, list[str]]:
+        """Its retrieval tasks that MTEB has, as a recipe's groups name them."""
+        groups: dict[str, list[str]] = {}
+        for task in self.tasks:
+            if task.mteb and task.kind == "retrieval":
+                groups.setdefault(task.group, []).append(task.task)
+        return groups
+
+    def instructions_by_spec(self) -> dict[str, str]:
+        """The instruction of each of those tasks."""
+        return {task.task: task.instruction for task in self.tasks if task.mteb and task.instruction}
+
 
 @dataclass(frozen=True)
 class Opened:

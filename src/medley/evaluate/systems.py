@@ -86,13 +86,24 @@ def rows_of(names: Sequence[str], compressions: Sequence[str] = ()) -> list[Row]
     """
     rows: dict[Row, None] = {}
     for name in names:
-        base, fused = name.removesuffix(FUSED), name.endswith(FUSED)
+        base, fused = base_name(name), name.endswith(FUSED)
         if base == "bm25" and fused:
             raise InputError(f"{name}: BM25 cannot be fused with itself; name a model before +bm25.")
         rows[Row(base, fused)] = None
         for compression in compressions if base != "bm25" else ():
             rows[Row(base, fused, compression)] = None
     return list(rows)
+
+
+def base_name(name: str) -> str:
+    """A system's name without `+bm25`."""
+    return name.removesuffix(FUSED)
+
+
+def own_variant(system: str) -> str | None:
+    """The run's own model that a system's name stands for, alone or fused; None for a foreign one."""
+    base = base_name(system)
+    return base if base in ("merged", "base", "pretrained", "all", "bm25") or base.startswith("expert:") else None
 
 
 def identity_of(base: str, options: Options) -> str:
@@ -115,13 +126,14 @@ def open_system(base: str, options: Options, engine: EngineOf | None = None) -> 
     retriever = _open(base, options)
     if retriever.template is None and template is not None:
         retriever = replace(retriever, template=template)
-    description = {
-        "name": base,
-        "identity": retriever.identity(),
-        "instruction": retriever.instruction,
-    }
-    embedder = embedder_of(retriever) if engine is None else engine(base, retriever)
-    return System(base, description, embedder, retriever.template is not None)
+    return system_of(base, retriever, engine)
+
+
+def system_of(name: str, retriever: Retriever, engine: EngineOf | None = None) -> System:
+    """A retriever that is open, under a name."""
+    description = {"name": name, "identity": retriever.identity(), "instruction": retriever.instruction}
+    embedder = embedder_of(retriever) if engine is None else engine(name, retriever)
+    return System(name, description, embedder, retriever.template is not None)
 
 
 def _template(name: str) -> Template:

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from medley.encoder import check_decoder
+from medley.evaluate.endpoint import is_server
+from medley.evaluate.systems import base_name, own_variant
 from medley.fingerprint import code_of
 from medley.guard.judge import read_judge_prompt
 from medley.pipeline import cost, data, llm_cost, models, proof
@@ -257,7 +259,8 @@ def _model_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
         )
     for name, expert in recipe.experts.items():
         steps.append(_train_step(recipe, inputs, name, {name: expert}))
-    if ALL in recipe.evaluate.baselines:
+    fused = [own_variant(system) for system in recipe.evaluate.systems.values()]
+    if ALL in recipe.evaluate.baselines or ALL in fused:
         steps.append(_train_step(recipe, inputs, ALL, recipe.experts))
     experts = tuple(f"train/{name}" for name in recipe.experts)
     steps.append(
@@ -323,22 +326,42 @@ def _train_step(recipe: Recipe, inputs: Inputs, name: str, experts: dict[str, Ex
     )
 
 
+def _needs_of(
+    recipe: Recipe, variant: str, base: dict[str, object]
+) -> tuple[dict[str, object], tuple[str, ...]]:
+    """The settings that decide one of the run's own models, and the artefacts that it is made of."""
+    if variant == "merged":
+        return {}, ("merge/model",)
+    if variant == "base":
+        return base, (f"prompts/{ALL}",)
+    return base, (*_base_need(recipe), f"train/{variant.removeprefix('expert:')}")
+
+
 def _proof_steps(recipe: Recipe, inputs: Inputs, folder: Path) -> list[Step]:
     chosen = recipe.evaluate.baselines
     base = _base_settings(recipe, inputs)
     prompt = f"prompts/{ALL}"
-    wanted: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {"merged": ({}, ("merge/model",))}
+    wanted: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {"merged": _needs_of(recipe, "merged", base)}
     if "base" in chosen:
-        wanted["base"] = (base, (prompt,))
+        wanted["base"] = _needs_of(recipe, "base", base)
         if recipe.pretrain is not None:
             wanted["pretrained"] = (base, ("pretrain/base", prompt))
     if "bm25" in chosen:
         wanted["bm25"] = ({}, ())
     if ALL in chosen:
-        wanted[ALL] = (base, (*_base_need(recipe), f"train/{ALL}"))
+        wanted[ALL] = _needs_of(recipe, ALL, base)
     if "experts" in chosen:
         for name in recipe.experts:
-            wanted[f"expert:{name}"] = (base, (*_base_need(recipe), f"train/{name}"))
+            wanted[f"expert:{name}"] = _needs_of(recipe, f"expert:{name}", base)
+    for name, system in recipe.evaluate.systems.items():
+        own = own_variant(system)
+        if own is None:
+            place = base_name(system)
+            identity = place if is_server(place) else inputs.model(place)
+            wanted[name] = ({"system": system.removeprefix(place), "identity": identity}, ())
+        else:
+            settings, needs = _needs_of(recipe, own, base)
+            wanted[name] = ({**settings, "system": system}, needs)
     steps = [
         Step(
             "evaluate",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,26 @@ def build_evaluation(
     recipe: Recipe, inputs: Inputs, variant: str, out: Path, needs: Mapping[str, Path]
 ) -> dict[str, Any]:
     """Score one variant on every test collection; the test sets are read here and nowhere before."""
-    from medley.evaluate.scores import evaluate_bm25, evaluate_retriever
+    from medley.evaluate.scores import DEPTH, by_name
+    from medley.evaluate.systems import FUSED, Options, Row, evaluate_rows, open_system, own_variant, system_of
+    from medley.search import rank_with_bm25
 
     collections = {spec: inputs.collection(spec) for spec in recipe.evaluate.tasks}
-    if variant == "bm25":
-        model: dict[str, Any] = {"name": "bm25"}
-        scores = evaluate_bm25(list(collections.values()))
-    else:
-        retriever = variant_retriever(recipe, variant, needs)
-        given = {collection.name: recipe.instruction_for(spec) for spec, collection in collections.items()}
-        instructions = {name: text for name, text in given.items() if text is not None}
-        model = {"name": variant, "identity": retriever.identity(), "instruction": retriever.instruction}
-        scores = evaluate_retriever(retriever, list(collections.values()), instructions=instructions)
-    tasks = {name: task.as_json() for name, task in scores.items()}
+    given = {collection.name: recipe.instruction_for(spec) for spec, collection in collections.items()}
+    options = Options(instructions={name: text for name, text in given.items() if text is not None})
+    name = recipe.evaluate.systems.get(variant, variant)
+    own = own_variant(name)
+    system = (
+        open_system(name.removesuffix(FUSED), options)
+        if own is None or own == "bm25"
+        else system_of(variant, variant_retriever(recipe, own, needs))
+    )
+    row = Row(variant, fused=name.endswith(FUSED))
+    tasks = {
+        task: evaluate_rows(system, [row], collection, options, partial(rank_with_bm25, collection, DEPTH))[row]
+        for task, collection in by_name(list(collections.values())).items()
+    }
+    model = {**system.description, "name": variant, **({"fused_with": "bm25"} if row.fused else {})}
     write_json(out / RESULTS, {"model": model, "tasks": tasks})
     return {METRIC: {name: task[METRIC] for name, task in tasks.items()}}
 
