@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from medley.collections import Collection, load_collection
+from medley.collections import Collection, in_memory, load_collection
 from medley.encoder import open_retriever
 from medley.evaluate.scores import evaluate_bm25, evaluate_retriever
 from medley.mteb_tasks import as_mteb_task
@@ -69,11 +69,32 @@ def scored_by_mteb(model: object, collection: Collection) -> dict[str, float]:
     return next(iter(result.task_results[0].scores.values()))[0]
 
 
+def smaller(collection: Collection, queries: int, passages: int) -> Collection:
+    """A part of a collection, for machines on which a whole one takes too long."""
+    kept = {
+        query: grades
+        for query, grades in collection.judgements.items()
+        if any(grade > 0 for grade in grades.values())
+    }
+    kept = dict(list(kept.items())[:queries])
+    judged = {passage for grades in kept.values() for passage in grades}
+    corpus = [p for number, p in enumerate(collection.corpus) if number < passages or p.id in judged]
+    return in_memory(
+        collection.name, collection.split, corpus, {q: collection.queries[q] for q in kept}, kept
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=None)
     parser.add_argument("--collections", nargs="+", default=COLLECTIONS)
-    parser.add_argument("--max-length", type=int, default=128)
+    parser.add_argument("--max-length", type=int, default=64)
+    parser.add_argument(
+        "--queries", type=int, help="only the first so many queries, and the passages judged for them"
+    )
+    parser.add_argument(
+        "--passages", type=int, default=300, help="with --queries: and the first so many passages"
+    )
     parser.add_argument("--systems", nargs="+", default=["bm25", "model"])
     given = parser.parse_args()
     root = Path(os.environ["MEDLEY_DATA"]) / "collections"
@@ -86,6 +107,8 @@ def main() -> None:
     )
     for name in given.collections:
         collection = load_collection(str(root / name), keep_empty=True)
+        if given.queries:
+            collection = smaller(collection, given.queries, given.passages)
         for system in given.systems:
             start = time.process_time()
             ours = (

@@ -130,3 +130,11 @@ def test_a_batch_that_memory_does_not_hold_is_halved(tiny_model_folder):
     room = 0
     with pytest.raises(ModelError, match=r"one text of \d+ tokens; set a smaller max_length"):
         encode_in_batches(retriever.model, TEXTS, 2_048)
+
+
+def test_a_model_in_training_mode_does_not_drop_out(tiny_model_folder):
+    retriever = build_retriever(str(tiny_model_folder), RetrieverSettings(dtype="float32"), device="cpu")
+    expected = encode_passages(retriever, TEXTS)
+    retriever.model.train()
+    np.testing.assert_array_equal(encode_passages(retriever, TEXTS), expected)
+    assert not retriever.model.training

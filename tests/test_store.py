@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -155,16 +156,21 @@ def test_ray_gives_the_same_vectors(tmp_path):
 
     settings = RetrieverSettings(max_length=32, dtype="float32")
     save_retriever(build_retriever("tiny", settings, instruction="Find"), tmp_path / "m", card="test")
-    retriever = open_retriever(str(tmp_path / "m"), device="cpu")
+    retriever = open_retriever(str(tmp_path / "m"))
     words = "the quick brown fox jumps over the lazy dog and insulin lowers glucose".split()  # noqa: SIM905
     passages = [Passage(f"p{i}", " ".join(words[i % 7 : i % 7 + 1 + i % 6]) + f" {i}") for i in range(5_000)]
     collection = in_memory("c", "test", passages, {"q": "fox"}, {"q": {"p0": 1}})
     try:
-        distributed = ray_engine("float32", workers=2)(str(tmp_path / "m"), retriever)
+        distributed = ray_engine(open_retriever, workers=2)(str(tmp_path / "m"), retriever)
         here = passage_vectors(embedder_of(retriever), collection, None)
         np.testing.assert_array_equal(passage_vectors(distributed, collection, None), here)
         stored = passage_vectors(distributed, collection, tmp_path / "store")
         np.testing.assert_array_equal(stored[:], here)
+        elsewhere = ray_engine(partial(open_retriever, dtype="bfloat16"), workers=1)(
+            str(tmp_path / "m"), retriever
+        )
+        with pytest.raises(ModelError, match="is another model on a worker than here"):
+            passage_vectors(elsewhere, collection, None)
     finally:
         ray.shutdown()
 
@@ -178,4 +184,4 @@ def test_ray_is_asked_for_by_name_where_it_is_missing(tmp_path):
     if importlib.util.find_spec("ray") is not None:
         pytest.skip("Ray is installed")
     with pytest.raises(InputError, match=r"pip install 'medley-retrieval\[ray\]'"):
-        ray_engine()
+        ray_engine(lambda name: None)

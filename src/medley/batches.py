@@ -63,6 +63,7 @@ def encode_in_batches(model: SentenceTransformer, texts: Sequence[str], max_toke
     tokens = model.tokenizer(list(places), truncation="longest_first")
     lengths = np.array([len(ids) for ids in tokens["input_ids"]])
     parts, order = [], []
+    model.eval()  # a model that was just trained would drop out
     with torch.inference_mode():
         for batch in plan_batches(lengths, max_tokens):
             parts += _forward(model, tokens, batch)

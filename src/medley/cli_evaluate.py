@@ -92,11 +92,15 @@ def evaluate(
         collections,
         options,
         similarity=list({t.name: t for each in opened for t in each.similarity}.values()),
-        engine=_engine(engine, dtype),
+        engine=_engine(engine, options),
         code=code_of(*SCORING),
     )
     groups = {group: names for each in opened for group, names in each.groups.items()}
     # the first row stands at the top, as without baselines; `variants` holds all, as a run's results do
+    if rows[0].label not in table:
+        raise InputError(
+            f"{model}: none of the tasks can be scored with it; it has no vectors to compare sentences by."
+        )
     first = table[rows[0].label]
     results: dict[str, Any] = {**first, **({"variants": table} if len(table) > 1 else {})}
     if groups:
@@ -111,12 +115,15 @@ def evaluate(
         print_evaluation(table, groups)
 
 
-def _engine(name: str, dtype: str | None) -> Any:
+def _engine(name: str, options: Any) -> Any:
     if name == "local":
         return None
+    from functools import partial
+
+    from medley.evaluate.systems import open_model
     from medley.search.ray_engine import ray_engine
 
-    return ray_engine(dtype)
+    return ray_engine(partial(open_model, options=options))
 
 
 def published(

@@ -103,7 +103,11 @@ def base_name(name: str) -> str:
 def own_variant(system: str) -> str | None:
     """The run's own model that a system's name stands for, alone or fused; None for a foreign one."""
     base = base_name(system)
-    return base if base in ("merged", "base", "pretrained", "all", "bm25") or base.startswith("expert:") else None
+    return (
+        base
+        if base in ("merged", "base", "pretrained", "all", "bm25") or base.startswith("expert:")
+        else None
+    )
 
 
 def identity_of(base: str, options: Options) -> str:
@@ -123,10 +127,7 @@ def open_system(base: str, options: Options, engine: EngineOf | None = None) -> 
         embedder = embedder_of_server(server_of(base, options.api_key_env), template or TEMPLATES["plain"])
         description: dict[str, Any] = {"name": base, "identity": embedder.identity(), "served": True}
         return System(base, description, embedder, "{instruction}" in (template or TEMPLATES["plain"]).query)
-    retriever = _open(base, options)
-    if retriever.template is None and template is not None:
-        retriever = replace(retriever, template=template)
-    return system_of(base, retriever, engine)
+    return system_of(base, open_model(base, options), engine)
 
 
 def system_of(name: str, retriever: Retriever, engine: EngineOf | None = None) -> System:
@@ -140,6 +141,14 @@ def _template(name: str) -> Template:
     if name not in TEMPLATES:
         raise InputError(f"--template {name}: not known; choose one of {', '.join(TEMPLATES)}.")
     return TEMPLATES[name]
+
+
+def open_model(name: str, options: Options) -> Retriever:
+    """Open a folder or hub id: an expert, a retriever, or a bare decoder as a recipe's base is opened."""
+    retriever = _open(name, options)
+    if retriever.template is None and options.template is not None:
+        return replace(retriever, template=_template(options.template))
+    return retriever
 
 
 def _open(name: str, options: Options) -> Retriever:

@@ -1,7 +1,7 @@
 """Ray as the engine: passages are encoded by workers on one machine or many; search and scores stay here.
 
-In: a model's name and its dtype. Out: an embedder whose passages are encoded chunk by chunk by as many workers as the
-cluster has accelerators, or CPUs where it has none. The chunks and the order are those of one process, so the vectors
+In: a model's name and how it is opened. Out: an embedder whose passages are encoded chunk by chunk, by as many workers
+as the cluster has accelerators, or CPUs where it has none. The chunks and the order are those of one process, so the vectors
 are the same. Workers open the model by its name, so a folder has to be one that all machines see. `RAY_ADDRESS`
 names a cluster; without it Ray starts on this machine.
 """
@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medley.errors import InputError
+from medley.errors import InputError, ModelError
 from medley.search.embedder import Embedder, embedder_of
 
 if TYPE_CHECKING:
@@ -26,10 +25,13 @@ AHEAD = 2
 """Chunks that wait for each worker, so that none is idle."""
 
 
-def ray_engine(dtype: str | None = None, workers: int | None = None) -> Callable[[str, Retriever], Embedder]:
+def ray_engine(
+    opening: Callable[[str], Retriever], workers: int | None = None
+) -> Callable[[str, Retriever], Embedder]:
     """A function that makes an embedder of a model's name and the model opened here (for queries and identity).
 
-    Raises InputError where Ray is not installed.
+    `opening` opens a model by its name, here and on the workers. Raises InputError where Ray is not installed, and
+    ModelError, when passages are encoded, where a worker finds another model under the name.
     """
     try:
         import ray
@@ -41,9 +43,8 @@ def ray_engine(dtype: str | None = None, workers: int | None = None) -> Callable
         ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
 
     def engine(name: str, retriever: Retriever) -> Embedder:
-        return replace(
-            embedder_of(retriever), encode_passages=_distributed(ray, name, retriever, dtype, workers)
-        )
+        embedder = embedder_of(retriever)
+        return replace(embedder, encode_passages=_distributed(ray, name, opening, embedder, workers))
 
     return engine
 
@@ -51,21 +52,15 @@ def ray_engine(dtype: str | None = None, workers: int | None = None) -> Callable
 class _Worker:
     """A process that has the model open. Threads are those of the process that evaluates, for equal results."""
 
-    def __init__(self, name: str, dtype: str | None, threads: int) -> None:
+    def __init__(self, name: str, opening: Callable[[str], Retriever], threads: int) -> None:
         import torch
 
-        from medley.encoder import open_retriever
-        from medley.expert import open_expert
-
         torch.set_num_threads(threads)
-        is_expert = (Path(name) / "adapter_config.json").is_file()
-        self._retriever = (
-            open_expert(Path(name), dtype=dtype) if is_expert else open_retriever(name, dtype=dtype)
-        )
+        self._retriever = opening(name)
 
-    def use(self, template: Any) -> None:
-        """Take the template that the evaluating process uses."""
-        self._retriever = replace(self._retriever, template=template)
+    def identity(self) -> str:
+        """What this worker has open."""
+        return embedder_of(self._retriever).identity()
 
     def encode(self, texts: list[str]) -> np.ndarray:
         """Vectors of one chunk."""
@@ -75,19 +70,23 @@ class _Worker:
 
 
 def _distributed(
-    ray: Any, name: str, retriever: Retriever, dtype: str | None, workers: int | None
+    ray: Any, name: str, opening: Callable[[str], Retriever], embedder: Embedder, workers: int | None
 ) -> Callable[[Iterable[list[str]]], Iterator[np.ndarray]]:
     def encode(chunks: Iterable[list[str]]) -> Iterator[np.ndarray]:
         import torch
 
+        threads = torch.get_num_threads()
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
-        count = workers or gpus or max(1, int(resources.get("CPU", 1)) // max(1, torch.get_num_threads()))
+        count = workers or gpus or max(1, int(resources.get("CPU", 1)) // max(1, threads))
         remote = ray.remote(num_gpus=1)(_Worker) if gpus else ray.remote(num_cpus=1)(_Worker)
-        pool = [remote.remote(name, dtype, torch.get_num_threads()) for _ in range(count)]
-        ray.get([worker.use.remote(retriever.template) for worker in pool])
+        pool = [remote.remote(name, opening, threads) for _ in range(count)]
         waiting: deque[Any] = deque()
         try:
+            if set(ray.get([worker.identity.remote() for worker in pool])) != {embedder.identity()}:
+                raise ModelError(
+                    f"{name}: is another model on a worker than here; put the same folder on all machines."
+                )
             for number, chunk in enumerate(chunks):
                 waiting.append(pool[number % count].encode.remote(chunk))
                 if len(waiting) >= AHEAD * count:
