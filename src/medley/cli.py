@@ -284,8 +284,14 @@ app.command()(cli_guard.review)
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another run to hold this one against, as one without negatives; repeatable."),
+    ] = None,
+) -> None:
     """Write the report of a run again."""
     from medley.report import write_report
 
-    print(write_report(folder))
+    print(write_report(folder, beside or ()))

@@ -17,7 +17,7 @@ LENGTH = 16
 PACKAGE = Path(__file__).parent
 EVERYWHERE = ("batches.py", "collections.py", "encoder.py", "pairs.py", "template.py")
 """Nouns that decide every stage's result."""
-SOURCES = (".py", ".txt", ".yaml", ".html", ".css")
+SOURCES = (".py", ".txt", ".yaml", ".html", ".css", ".js")
 
 
 def fingerprint(value: Any) -> str:

@@ -385,7 +385,7 @@ def _proof_steps(recipe: Recipe, inputs: Inputs, folder: Path) -> list[Step]:
             {"groups": recipe.evaluate.groups, "seed": recipe.seed, "recipe": recipe.model_dump(mode="json")},
             partial(proof.build_report, recipe, inputs, list(wanted), folder),
             needs=tuple(f"evaluate/{variant}" for variant in wanted),
-            code=code_of("pipeline/proof.py", "statistics", "report"),
+            code=code_of("pipeline/proof.py", "pipeline/cases.py", "statistics", "report"),
         )
     )
     return steps

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medley.files import read_json, write_json, writing
+from medley.pipeline.cases import FAILURES, changed_cases
 from medley.pipeline.inputs import Inputs
 from medley.pipeline.models import variant_retriever
 from medley.recipe import Recipe
@@ -71,6 +72,9 @@ def build_report(
     results["demands"] = check_demands(recipe, results)
     write_json(out / RESULTS, results)
     write_json(folder / RESULTS, results)
+    if "base" in found:
+        tasks = {collection.name: collection for collection in collections.values()}
+        write_json(folder / FAILURES, changed_cases(found["base"], found["merged"], tasks))
     write_report(folder)
     return {"means": {variant: mean_score(result) for variant, result in found.items()}}
 

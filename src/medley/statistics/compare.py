@@ -76,15 +76,13 @@ def compare(
     pooled_p_value = (
         sign_flip_p_value(pooled_Q, rng, permutations=permutations) if len(tasks) > 1 else p_value
     )
-    means_R = np.mean([bootstrap_means(d_Q, rng, resamples=resamples) for d_Q in tasks], axis=0)
-    tail = expanded_tail(len(pooled_Q), len(tasks))
-    low, high = np.quantile(means_R, [tail, 1 - tail])
+    low, high = _interval(tasks, rng, resamples=resamples)
     spread = float(np.std(pooled_Q, ddof=1)) if len(pooled_Q) > 1 else 0.0
     return Comparison(
         difference=float(np.mean([d_Q.mean() for d_Q in tasks])),
         p_value=p_value,
-        ci_low=float(low),
-        ci_high=float(high),
+        ci_low=low,
+        ci_high=high,
         pooled_difference=float(pooled_Q.mean()),
         pooled_p_value=pooled_p_value,
         effect_size=float(pooled_Q.mean()) / spread if spread > 0 else 0.0,
@@ -95,6 +93,24 @@ def compare(
         tasks=len(tasks),
         detectable=detectable_difference(tasks),
     )
+
+
+def difference_interval(
+    a: TaskQueryScores, b: TaskQueryScores, *, seed: int, resamples: int = 10_000
+) -> tuple[float, float, float]:
+    """Difference of the mean over tasks with its 95 % bootstrap interval, and no test."""
+    tasks = list(paired_differences(a, b).values())
+    low, high = _interval(tasks, np.random.default_rng(seed), resamples=resamples)
+    return float(np.mean([d_Q.mean() for d_Q in tasks])), low, high
+
+
+def _interval(
+    tasks: Sequence[np.ndarray], rng: np.random.Generator, *, resamples: int
+) -> tuple[float, float]:
+    means_R = np.mean([bootstrap_means(d_Q, rng, resamples=resamples) for d_Q in tasks], axis=0)
+    tail = expanded_tail(sum(len(d_Q) for d_Q in tasks), len(tasks))
+    low, high = np.quantile(means_R, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def compare_seeds(
