@@ -1,9 +1,9 @@
 """Ray as the engine: passages are encoded by workers on one machine or many; search and scores stay here.
 
 In: a model's name and how it is opened. Out: an embedder whose passages are encoded chunk by chunk, by as many workers
-as the cluster has accelerators, or CPUs where it has none. The chunks and the order are those of one process, so the vectors
-are the same. Workers open the model by its name, so a folder has to be one that all machines see. `RAY_ADDRESS`
-names a cluster; without it Ray starts on this machine.
+as the cluster has accelerators, or CPUs where it has none. The chunks and the order are those of one process, so the
+vectors are the same. Workers open the model by its name, so a folder has to be one that all machines see; that it is
+the same model there is checked. `RAY_ADDRESS` names a cluster; without it Ray starts on this machine.
 """
 
 from __future__ import annotations
