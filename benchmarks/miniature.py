@@ -18,10 +18,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medley.evaluate.compare import Comparison, compare
 from medley.pipeline import run_recipe
 from medley.pipeline.proof import mean_score, per_query
 from medley.recipe import load_recipe
+from medley.statistics.compare import Comparison, compare
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "miniature.yaml"
 CONDITIONS = {"plain": ["judged", "mined"], "generated": ["judged", "mined", "generated"]}

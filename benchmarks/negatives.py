@@ -21,11 +21,11 @@ from typing import Any
 
 from miniature import RECIPE, pooled_comparison, result_of
 
-from medley.evaluate.compare import holm
 from medley.pairs import iter_pairs
 from medley.pipeline.proof import mean_score
 from medley.recipe import load_recipe
 from medley.recipe_data import CONDITIONS
+from medley.statistics.family import holm
 
 NEGATIVES = 2
 Results = dict[tuple[str, int], dict[str, Any]]

@@ -26,8 +26,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from medley.base import resolve_base
 from medley.collections import Collection, load_collection
-from medley.encoder import Retriever, RetrieverSettings, build_retriever, resolve_base
+from medley.encoder import Retriever, RetrieverSettings, build_retriever
 from medley.evaluate.scores import evaluate_retriever
 from medley.expert import read_expert
 from medley.files import remove, writing

@@ -38,13 +38,25 @@ DEEDS = (
 )
 
 
+LEDGER = {
+    "calls": 37,
+    "from_cache": 3,
+    "prompt_tokens": 41_250,
+    "completion_tokens": 9_871,
+    "usd": 0.1234,
+    "retries": 1,
+}
+
+
 def make_run(folder: Path, *, seed: int = 13, queries: int = 100, hostile: str = "") -> Path:
     """Write a finished run with so many test queries a task; `hostile` is put into texts and names."""
     rng = random.Random(seed)
     stages: dict[str, dict[str, Any]] = {}
     _write_data(folder, rng, hostile)
     _write_models(folder, rng, hostile)
-    write_json(folder / "results.json", make_results(rng, queries, hostile))
+    results = make_results(rng, queries, hostile)
+    write_json(folder / "results.json", results)
+    write_json(folder / "failures.json", make_cases(results, rng, hostile))
     for stage, names, seconds in (
         ("sources", EXPERTS, 0.4), ("mine", EXPERTS, 2.1), ("synthesize", EXPERTS, 1.3),
         ("prompts", (*EXPERTS, "all"), 19.0), ("train", (*EXPERTS, "all"), 64.0),
@@ -55,7 +67,7 @@ def make_run(folder: Path, *, seed: int = 13, queries: int = 100, hostile: str =
                 "key": fingerprint([stage, name]),
                 "seconds": round(seconds * rng.uniform(0.8, 1.2), 3),
                 "finished": f"2026-11-21T08:{10 + len(stages):02}:{rng.randrange(60):02}+00:00",
-                "summary": {},
+                "summary": {"llm": LEDGER} if stage == "synthesize" and name == "care" else {},
             }
             for name in names
         }
@@ -99,7 +111,36 @@ def make_results(rng: random.Random, queries: int, hostile: str = "") -> dict[st
         "variants": variants,
         "groups": {"medical": ["demo/medicine"], "general": ["demo/general"]},
         "queries": texts,
+        "demands": [
+            {"met": True, "sentence": "no general task worse than base by more than 0.01: met on 1 task"},
+            {
+                "met": False,
+                "sentence": f"no medical task worse than all by more than 0: broken by demo/medicine{hostile}",
+            },
+        ],
     }
+
+
+def make_cases(results: dict[str, Any], rng: random.Random, hostile: str) -> list[dict[str, Any]]:
+    """failures.json: the queries of both tasks that changed most, with invented passages."""
+    before, after = (results["variants"][name]["tasks"] for name in ("base", "merged"))
+    changed = [
+        (after[task]["per_query"][q]["ndcg_at_10"] - row["ndcg_at_10"], task, q)
+        for task in TASKS
+        for q, row in before[task]["per_query"].items()
+    ]
+    changed = sorted((c for c in changed if c[0]), key=lambda c: -abs(c[0]))[:40]
+    return [
+        {
+            "task": task, "id": q, "query": results["queries"][task][q],
+            "before": before[task]["per_query"][q]["ndcg_at_10"],
+            "after": after[task]["per_query"][q]["ndcg_at_10"],
+            "relevant": [{"id": "p1", "text": _passage(rng, "copper", 1) + hostile, "grade": 2}],
+            "first_before": [{"id": "p2", "text": _passage(rng, "willow", 2), "grade": None}],
+            "first_after": [{"id": "p1", "text": _passage(rng, "copper", 1), "grade": 2}],
+        }
+        for _, task, q in changed
+    ]  # fmt: skip
 
 
 def _question(rng: random.Random, index: int) -> str:
@@ -146,6 +187,12 @@ def _write_data(folder: Path, rng: random.Random, hostile: str) -> None:
         leaks = {"demo/medicine:test": 2} if name == "care" else {}
         write_jsonl(stages / "sources" / name / "pairs.jsonl", sources)
         write_json(stages / "sources" / name / "artefact.json", {"summary": {"pairs": 40, "leaks": leaks}})
+        finding = {
+            "kind": "query", "against": f"demo/medicine:test{hostile}", "rows": 2, "texts": 2, "exact": 1,
+            "sentence": "2 training queries that are queries of demo/medicine:test: drop these rows.",
+            "examples": [{"training": f"why does copper bend{hostile}", "held_out": "Why does copper bend?"}],
+        }  # fmt: skip
+        write_json(stages / "sources" / name / "leaks.json", [finding] if name == "care" else [])
         write_jsonl(stages / "mine" / name / "pairs.jsonl", mined)
         write_json(
             stages / "mine" / name / "counts.json",

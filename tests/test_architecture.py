@@ -20,20 +20,19 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "bundled" not in path
 LAYERS = (
     {"errors"},
     {"files", "fingerprint", "progress", "overlap", "template", "collections", "documents", "mteb_tasks", "pairs",
-     "leaks", "origins", "prompt_file", "hub"},
+     "leaks", "origins", "prompt_file", "hub", "base", "statistics"},
     {"run"},
-    {"llm", "encoder", "search", "lowrank", "expert", "prefix"},
+    {"llm", "batches", "encoder", "search", "lowrank", "expert", "prefix"},
     {"mine", "synthesize", "guard", "review", "prompts", "train", "merge", "evaluate", "report"},
     {"recipe", "recipe_data"},  # every stage's settings in one file; the stages themselves it does not call
     {"pipeline"},
-    {"cli", "cli_guard", "cli_llm", "cli_prompts", "cli_synthesize", "cli_train", "__main__", "tables"},
+    {"cli", "cli_compare", "cli_evaluate", "cli_guard", "cli_leaks", "cli_llm", "cli_prompts", "cli_synthesize",
+     "cli_train", "__main__", "tables"},
 )  # fmt: skip
 """From below to above: a module imports only from its own layer (stages: only from themselves) and those below."""
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
 STAGE_LEVEL = 4
-SETTLED_LATER = {
-    ("report/findings.py", "evaluate"): "paired tests are a noun that both need: put it below them",
-}
+SETTLED_LATER = {}
 """Imports that break the rule, each with what would mend it. A test fails when one of them is gone."""
 LONGER = {"cli.py": 430}
 """Files past 400 lines, and how long they may be: a list that must not grow."""

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from medley.errors import InputError
-from medley.evaluate.compare import bootstrap_means, compare, holm, sign_flip_p_value
+from medley.errors import DemandError, InputError
+from medley.files import write_json
+from medley.pipeline.start import stop_at_broken_demands
+from medley.statistics.compare import compare, compare_seeds
+from medley.statistics.demands import Demand, by_task, check_demand
+from medley.statistics.family import compare_family, holm
+from medley.statistics.paired import bootstrap_means, sign_flip_p_value
+from medley.statistics.power import detectable_difference
 
 
 def scores(values: np.ndarray | list[float]) -> dict[str, float]:
@@ -100,3 +108,115 @@ def test_bootstrap_means_have_the_standard_error() -> None:
     d = np.random.default_rng(0).random(100)
     means_R = bootstrap_means(d, np.random.default_rng(1), resamples=5_000)
     assert means_R.shape == (5_000,) and means_R.std() == pytest.approx(d.std() / 10, rel=0.06)
+
+
+def test_holm_covers_means_and_tasks_of_every_pair() -> None:
+    rng = np.random.default_rng(2)
+    variants = {name: [{"t": scores(rng.random(30)), "u": scores(rng.random(20))}] for name in "abc"}
+    tested = compare_family(variants, [("a", "b"), ("a", "c")], seed=1)
+    assert [(one.b, one.task) for one in tested] == [(b, task) for b in "bc" for task in ("", "t", "u")]
+    assert [one.p_holm for one in tested] == holm([one.found.p_value for one in tested])
+    whole = compare(variants["a"][0], variants["b"][0], seed=1)
+    assert tested[0].found == whole and tested[0].in_words == "no difference shown"
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_that_of_statsmodels_definition(p_values: list[float]) -> None:
+    ours = holm(p_values)
+    order = np.argsort(p_values, kind="stable")
+    expected = np.minimum(
+        1, np.maximum.accumulate((len(order) - np.arange(len(order))) * np.array(p_values)[order])
+    )
+    assert [ours[i] for i in order] == pytest.approx(expected.tolist())
+
+
+def test_detectable_difference_is_the_one_that_power_tables_give() -> None:
+    d = np.random.default_rng(0).normal(0, 0.3, 64)
+    effect = detectable_difference([d]) / d.std(ddof=1)  # Cohen's d_z for 64 pairs, alpha .05, power .8
+    freedom, noncentral = 63, effect * 8
+    power = stats.nct.sf(stats.t.ppf(0.975, freedom), freedom, noncentral)
+    assert power == pytest.approx(0.8, abs=0.01)
+    assert detectable_difference([d[:1]]) is None and detectable_difference([np.zeros(5)]) is None
+    halves = detectable_difference([d, d])
+    assert halves == pytest.approx(detectable_difference([d]) / np.sqrt(2), rel=0.02)
+
+
+def seeded(rng: np.random.Generator, seeds: int, queries: int, by_seed: float, mean: float = 0.0) -> list:
+    query_effect = rng.normal(0, 0.1, queries)
+    return [
+        {"t": scores(mean + query_effect + rng.normal(0, by_seed) + rng.normal(0, 0.2, queries))}
+        for _ in range(seeds)
+    ]
+
+
+def test_seeds_widen_the_interval_where_they_differ() -> None:
+    rng = np.random.default_rng(3)
+    nothing = [{"t": scores(np.zeros(80))}] * 3
+    steady = compare_seeds(seeded(rng, 3, 80, 0.0, 0.05), nothing, seed=1)
+    shaky = compare_seeds(seeded(rng, 3, 80, 0.2, 0.05), nothing, seed=1)
+    assert steady.seeds == 3 and steady.queries == 80
+    assert shaky.ci_high - shaky.ci_low > 2 * (steady.ci_high - steady.ci_low)
+    assert shaky.p_value > shaky.pooled_p_value
+
+
+def test_seeds_without_interaction_are_the_two_way_anova() -> None:
+    """With no seed effect at all, the test is Student's over queries."""
+    d = np.random.default_rng(4).normal(0.05, 0.2, 40)
+    runs = [{"t": scores(d)}] * 2
+    found = compare_seeds(runs, [{"t": scores(np.zeros(40))}] * 2, seed=0)
+    student = stats.ttest_1samp(d, 0)
+    assert found.p_value == pytest.approx(student.pvalue) and found.difference == pytest.approx(d.mean())
+    assert (found.ci_low, found.ci_high) == pytest.approx(tuple(student.confidence_interval()))
+
+
+def test_crossed_seeds_are_calibrated() -> None:
+    rng = np.random.default_rng(8)
+    nothing = [{"t": scores(np.zeros(40))}] * 3
+    p_values = [
+        compare_seeds(seeded(rng, 3, 40, 0.05), nothing, seed=0, resamples=10).p_value for _ in range(300)
+    ]
+    assert np.mean(np.array(p_values) < 0.05) < 0.09
+
+
+def test_seeds_must_come_in_pairs() -> None:
+    one = {"t": {"q": 1.0}}
+    with pytest.raises(InputError, match="the same number"):
+        compare_seeds([one, one], [one], seed=0)
+
+
+GENERAL = {"near": scores([0.5] * 40), "far": scores([0.5] * 40)}
+
+
+@pytest.mark.parametrize(
+    ("loss", "evidence", "met"),
+    [(0.005, "estimate", True), (0.02, "estimate", False), (0.0, "estimate", True), (0.0, "interval", False)],
+)
+def test_demands_name_the_tasks_that_break_them(loss: float, evidence: str, met: bool) -> None:
+    noise = np.tile([0.2, -0.2], 20)
+    merged = {"near": GENERAL["near"], "far": scores(0.5 - loss + noise)}
+    demand = Demand(group="general", by=0.01, evidence=evidence)
+    outcome = check_demand(demand, merged, GENERAL, ["near", "far"], seed=1)
+    assert outcome.met == met and outcome.tasks == 2
+    assert [one.task for one in outcome.broken] == ([] if met else ["far"])
+    assert ("met on 2 tasks" if met else "broken by far") in outcome.sentence
+
+
+def test_the_worst_task_and_those_improved() -> None:
+    found = by_task({"a": 0.5, "b": 0.4, "c": 0.3}, {"a": 0.4, "b": 0.45, "d": 1.0})
+    assert found is not None and (found.worst, found.improved, found.tasks) == ("b", 1, 2)
+    assert found.worst_difference == pytest.approx(-0.05) and by_task({"a": 1.0}, {}) is None
+
+
+def test_a_run_that_breaks_a_demand_hands_over_no_model(tmp_path: Path) -> None:
+    sentence = "no general task worse than base by more than 0.01: broken by far (-0.0200, ...)"
+    demands = [{"met": True, "sentence": "fine"}, {"met": False, "sentence": sentence}]
+    (tmp_path / "model").mkdir()
+    write_json(tmp_path / "results.json", {"demands": demands[:1]})
+    stop_at_broken_demands(tmp_path)
+    assert (tmp_path / "model").is_dir()
+    write_json(tmp_path / "results.json", {"demands": demands})
+    with pytest.raises(DemandError, match=r"broken by far.*No model is handed over") as problem:
+        stop_at_broken_demands(tmp_path)
+    assert problem.value.exit_code == 1 and "fine" not in str(problem.value)
+    assert not (tmp_path / "model").exists()

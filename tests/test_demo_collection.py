@@ -9,7 +9,7 @@ import re
 import pytest
 
 from medley.collections import BUNDLED, Collection, load_collection
-from medley.leaks import blocking, find_leaks
+from medley.leaks.find import blocking, find_leaks
 from medley.overlap import normal_form
 from medley.pairs import pairs_from_collection
 

@@ -121,6 +121,13 @@ def test_identity_covers_what_decides_a_vector(tiny_model_folder, tmp_path):
     assert len({base, *others}) == len(others) + 1
 
 
+def test_identity_stays_when_a_model_is_used(tiny_model_folder):
+    retriever = build_retriever(str(tiny_model_folder), settings())
+    fresh = retriever.identity()
+    encode_passages(retriever, ["a fox", "a long sentence about a dog " * 20])
+    assert retriever.identity() == fresh
+
+
 @pytest.mark.parametrize("name", ["bert", "t5"])
 def test_a_base_that_is_no_decoder_is_refused(tmp_path, name):
     from transformers import CONFIG_MAPPING

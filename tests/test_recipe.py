@@ -34,6 +34,15 @@ def test_the_demo_recipe_survives_being_written_out():
         ("sources.x={}", r"sources.x: give one of `pairs`, `collection` and `corpus`"),
         ("evaluate={baselines: [bm25]}", r"evaluate.groups"),
         ("merge={}", r"merge.dev: this key is required"),
+        (
+            "evaluate.demands=[{group: genral}]",
+            r"demands.0.group: no group 'genral'; did you mean 'general'\?",
+        ),
+        ("evaluate.demands=[{group: general, than: bas}]", r"demands.0.than: 'bas' is not evaluated"),
+        (
+            "evaluate.demands=[{group: general, than: expert:cares}]",
+            r"no expert is called 'cares'; did you mean",
+        ),
         ("seed", r"--set seed: write key.sub=value"),
         ("name.x=1", r"name is not a mapping"),
     ],

@@ -9,14 +9,22 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import medley
-from medley import cli_guard, cli_prompts, cli_synthesize, cli_train
+from medley import (
+    cli_compare,
+    cli_evaluate,
+    cli_guard,
+    cli_leaks,
+    cli_prompts,
+    cli_synthesize,
+    cli_train,
+)
 from medley.errors import InputError, MedleyError
-from medley.tables import print_comparisons, print_results, print_steps
+from medley.tables import print_results, print_steps
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -268,107 +276,25 @@ def search_merge(
     print(json.dumps(result.as_json()["best"]))
 
 
-@app.command()
-def evaluate(
-    model: Annotated[str, typer.Argument(help="A model folder or hub id, or `bm25`.")],
-    task: Annotated[list[str], typer.Option(help="MTEB task or collection folder, with :SPLIT; repeatable.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Where results.json goes.")] = None,
-    instruction: Annotated[str | None, typer.Option(help="Instead of the model's own.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default: as saved.")] = None,
-    keep_empty: Annotated[bool, typer.Option("--keep-empty", help="Admit passages without text.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Score a model (or BM25) on MTEB tasks and on collection folders."""
-    from medley.collections import load_collection
-    from medley.encoder import open_retriever
-    from medley.evaluate.scores import evaluate_bm25, evaluate_retriever
-    from medley.expert import open_expert
-    from medley.files import write_json
-
-    collections = [load_collection(spec, keep_empty=keep_empty) for spec in task]
-    if model == "bm25":
-        description: dict[str, Any] = {"name": "bm25"}
-        scores = evaluate_bm25(collections)
-    else:
-        if (Path(model) / "adapter_config.json").is_file():
-            retriever = open_expert(Path(model), dtype=dtype)
-        else:
-            retriever = open_retriever(model, dtype=dtype)
-        instructions = {c.name: instruction for c in collections} if instruction is not None else None
-        description = {"name": model, "identity": retriever.identity()}
-        scores = evaluate_retriever(retriever, collections, instructions=instructions)
-    results = {"model": description, "tasks": {name: task.as_json() for name, task in scores.items()}}
-    if out is not None:
-        write_json(out, results)
-    if as_json:
-        print(json.dumps(results))
-    else:
-        print_results({"variants": {model: results}}, as_json)
+app.command()(cli_evaluate.evaluate)
+app.command()(cli_evaluate.published)
 
 
-@app.command()
-def compare(
-    results: Annotated[
-        list[Path], typer.Argument(help="results.json files of `medley evaluate`, or of runs.")
-    ],
-    as_json: Json = False,
-    seed: Seed = 13,
-) -> None:
-    """Paired tests between result files: the first against each other one."""
-    from medley.errors import CollectionError
-    from medley.files import read_json
-    from medley.pipeline.proof import compare_variants
-
-    variants: dict[str, Any] = {}
-    for path in results:
-        content = read_json(path, CollectionError)
-        if "variants" in content:
-            named = {
-                name if len(results) == 1 else f"{path}:{name}": v for name, v in content["variants"].items()
-            }
-        elif "tasks" in content:
-            named = {str(path): content}
-        else:
-            raise CollectionError(f"{path}: has neither `tasks` nor `variants`; give a results.json.")
-        variants.update(named)
-    if len(variants) < 2:
-        raise CollectionError("one result is nothing to compare; give at least two.")
-    rows = compare_variants(variants, next(iter(variants)), seed=seed)
-    print_comparisons(rows, as_json)
-
-
-@app.command()
-def leaks(
-    pairs: PairsFile,
-    against: Annotated[
-        list[str], typer.Option(help="Collection folder or MTEB task, with :SPLIT; repeatable.")
-    ],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
-) -> None:
-    """List training texts that recur in dev or test collections."""
-    from medley.collections import load_collection
-    from medley.leaks import find_leaks
-    from medley.pairs import read_pairs
-
-    rows = read_pairs(pairs)
-    for spec in against:
-        collection = load_collection(spec)
-        for leak in find_leaks(rows, collection):
-            if as_json:
-                print(json.dumps(leak.as_json()))
-            else:
-                print(
-                    f"row {leak.row} {leak.field}: {leak.kind} {leak.similarity:.2f} {leak.against} {leak.id}"
-                )
-
-
+app.command()(cli_compare.compare)
+app.command()(cli_leaks.leaks)
 app.command()(cli_guard.guard)
 app.command()(cli_guard.review)
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another run to hold this one against, as one without negatives; repeatable."),
+    ] = None,
+) -> None:
     """Write the report of a run again."""
     from medley.report import write_report
 
-    print(write_report(folder))
+    print(write_report(folder, beside or ()))

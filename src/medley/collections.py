@@ -49,6 +49,8 @@ class Collection:
     """A corpus with the queries and judgements of one split.
 
     `queries` holds only queries that the split judges, in file order. `identity` is a content fingerprint.
+    `leaves_out_own`: a passage with the query's own id is no answer and is left out of rankings (ArguAna, where
+    queries are passages of the corpus).
     """
 
     name: str
@@ -57,6 +59,7 @@ class Collection:
     queries: Mapping[str, str]
     judgements: Judgements
     identity: str
+    leaves_out_own: bool = False
 
     def positives(self, query_id: str) -> list[str]:
         """Ids of the passages judged relevant (score above 0) for a query, by descending score, then id."""

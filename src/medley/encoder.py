@@ -8,6 +8,7 @@ Mining, training, evaluation and export all come here; no other module tokenizes
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from medley.collections import BUNDLED, Passage
+from medley.base import check_decoder, location_of, resolve_base
+from medley.batches import encode_in_batches, takes_tokens
+from medley.collections import Passage
 from medley.errors import ModelError
 from medley.files import explained_write_errors, read_json, write_json, writing
-from medley.fingerprint import fingerprint, fingerprint_folder
-from medley.hub import check_hub_model
+from medley.fingerprint import fingerprint
 from medley.template import TEMPLATES, Template
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 DESCRIPTION = "medley.json"
 """The file in a model or expert folder that keeps what sentence-transformers has no place for."""
 FORMAT = 1
+TOKENS_A_TEXT, TOKENS_A_TEXT_CPU = 256, 32
+"""`batch_size` times this is the number of tokens in a batch, on an accelerator and on a CPU. The products of 2,048
+tokens stay in a CPU core's cache; an accelerator needs more to be busy."""
 
 
 class RetrieverSettings(BaseModel):
@@ -95,13 +100,19 @@ class Retriever:
         return fingerprint(
             {
                 "weights": _fingerprint_tensors(self.model.state_dict()),
-                "tokenizer": self.model.tokenizer.backend_tokenizer.to_str(),
+                "tokenizer": _tokenizer_content(self.model.tokenizer),
                 "modules": [str(module) for module in list(self.model)[1:]],
                 "attention": getattr(self.model[0].config, "is_causal", True),
                 "max_length": self.model.max_seq_length,
                 "prompts": [self.query_prompt(), self.document_prompt],
             }
         )
+
+
+def _tokenizer_content(tokenizer: Any) -> dict[str, Any]:
+    """A tokenizer as data, without how its last call cut and padded: that changes when it is used."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {key: value for key, value in content.items() if key not in ("truncation", "padding")}
 
 
 def _fingerprint_tensors(tensors: dict[str, torch.Tensor]) -> str:
@@ -115,85 +126,6 @@ def _fingerprint_tensors(tensors: dict[str, torch.Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.view(torch.uint8).numpy().data if tensor.ndim else tensor.numpy().tobytes())
     return digest.hexdigest()
-
-
-def resolve_base(base: str) -> str:
-    """Turn a recipe's `base` into what transformers opens: `tiny` is the bundled one, a path is expanded.
-
-    Raises ModelError for a path that does not exist.
-    """
-    if base == "tiny":
-        return str(BUNDLED / "tiny")
-    path = Path(base).expanduser()
-    if path.exists():
-        if not (path / "config.json").is_file() and not (path / "modules.json").is_file():
-            raise ModelError(
-                f"{base}: the folder has no config.json, so it is no model; point at a model folder."
-            )
-        return str(path)
-    if base.startswith((".", "/", "~")) or base.count("/") > 1:
-        raise ModelError(f"{base}: no such model folder; check the path of the base.")
-    return base
-
-
-def _location(name: str) -> str:
-    """`resolve_base`, and for a hub id the certainty that it can be had. Raises ModelError."""
-    location = resolve_base(name)
-    if not Path(location).is_dir():
-        check_hub_model(location)
-    return location
-
-
-def model_identity(name: str) -> str:
-    """Fingerprint of a model that is not loaded yet: a folder's content, or a hub id with its commit.
-
-    Raises ModelError when a hub model can neither be asked for nor is in the cache.
-    """
-    location = Path(resolve_base(name))
-    if location.is_dir():
-        return fingerprint_folder(location)
-    import huggingface_hub
-
-    try:
-        return fingerprint([name, huggingface_hub.model_info(name, timeout=10).sha])
-    except Exception as problem:  # the hub client raises many kinds; offline, the cached copy's commit counts
-        config = huggingface_hub.try_to_load_from_cache(name, "config.json")
-        if not isinstance(config, str):
-            raise ModelError(
-                f"{name}: is no folder here and the model hub cannot be asked; check the name or the network."
-            ) from problem
-        return fingerprint([name, Path(config).parent.name])
-
-
-def check_decoder(base: str) -> None:
-    """Refuse a base that is no decoder-only language model (an encoder such as BERT, or T5).
-
-    Raises ModelError naming the architecture; also for a hub id that cannot be fetched.
-    """
-    location = _location(base)
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
-
-    try:
-        config = AutoConfig.from_pretrained(location)
-    except (OSError, ValueError) as problem:
-        reason = str(problem).splitlines()[0]
-        raise ModelError(
-            f"{base}: cannot be opened as a language model ({reason}); check its name."
-        ) from problem
-    kind = config.model_type
-    if (
-        config.is_encoder_decoder
-        or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        or kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    ):
-        raise ModelError(
-            f"{base}: is a {kind} model, which is no decoder-only language model; "
-            "choose a base such as Qwen3, Llama, Mistral, Gemma, Phi-3 or `tiny`."
-        )
 
 
 def build_retriever(
@@ -277,7 +209,7 @@ def open_retriever(path: str, *, device: str | None = None, dtype: str | None = 
 
     Raises ModelError when it cannot be opened.
     """
-    location = _location(path)
+    location = location_of(path)
     import torch
     from sentence_transformers import SentenceTransformer
 
@@ -323,7 +255,8 @@ def encode_queries(
 ) -> np.ndarray:
     """Encode queries under the retriever's instruction, or another one.
 
-    Returns float32 of shape (Q, H), in the order given; length 1 where the retriever normalises.
+    Returns float32 of shape (Q, H), in the order given; length 1 where the retriever normalises. `batch_size` bounds
+    memory: a batch is filled by tokens, as many as that number of texts of usual length hold.
     """
     return _encode(retriever, texts, retriever.query_prompt(instruction), "query", batch_size)
 
@@ -339,7 +272,7 @@ def encode_passages(
 def encode_with_gradient(
     retriever: Retriever, texts: Sequence[str], *, task: Literal["query", "document"], prompt: str
 ) -> torch.Tensor:
-    """One batch of texts as `encode_queries` and `encode_passages` make them, for a loss: float32 (N, H) with gradient."""
+    """A batch of texts as `encode_queries` and `encode_passages` make them: float32 (N, H) with gradient, for a loss."""
     from sentence_transformers.util import batch_to_device
 
     model = retriever.model
@@ -355,16 +288,22 @@ def encode_with_gradient(
 def _encode(
     retriever: Retriever, texts: Sequence[str], prompt: str, task: str, batch_size: int
 ) -> np.ndarray:
-    """The one call into sentence-transformers. A passage and a query may differ in route as well as in prompt."""
+    """The one place where a model runs. A passage and a query may differ in route as well as in prompt."""
     import torch
 
+    model = retriever.model
     if not texts:
-        return np.zeros((0, retriever.model.get_embedding_dimension() or 0), dtype=np.float32)
-    encode = retriever.model.encode_query if task == "query" else retriever.model.encode_document
-    vectors = encode(
-        list(texts), prompt=prompt, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False
-    ).float()
-    if _normalizes(retriever.model):
+        return np.zeros((0, model.get_embedding_dimension() or 0), dtype=np.float32)
+    if takes_tokens(model):
+        per_text = TOKENS_A_TEXT_CPU if model.device.type == "cpu" else TOKENS_A_TEXT
+        vectors = encode_in_batches(model, [prompt + text for text in texts], batch_size * per_text)
+        vectors = vectors[:, : model.truncate_dim].float()
+    else:
+        encode = model.encode_query if task == "query" else model.encode_document
+        vectors = encode(
+            list(texts), prompt=prompt, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False
+        ).float()
+    if _normalizes(model):
         # the model normalises in its own dtype; in bfloat16 lengths are off by up to half a percent
         vectors = torch.nn.functional.normalize(vectors, dim=-1)
     return vectors.cpu().numpy()

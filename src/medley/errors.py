@@ -1,6 +1,7 @@
 """The error tree: every error that Medley raises on purpose, and the exit code that the command line gives it.
 
 MedleyError                 exit code 1: something went wrong that is not the user's input
+├── DemandError            the result is there, but it breaks a demand of the recipe
 └── InputError              exit code 2: the user's input is wrong; the message says what, where and how to mend it
     ├── CollectionError     a corpus, queries or judgements file
     ├── PairsError          a training-pairs file
@@ -18,6 +19,10 @@ class MedleyError(Exception):
     """Any failure that Medley reports in one sentence."""
 
     exit_code = 1
+
+
+class DemandError(MedleyError):
+    """The merged model does not keep to what the recipe demands of it."""
 
 
 class InputError(MedleyError):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from medley.base import resolve_base
 from medley.encoder import (
     DESCRIPTION,
     Retriever,
@@ -25,7 +26,6 @@ from medley.encoder import (
     build_retriever,
     describe,
     open_retriever,
-    resolve_base,
 )
 from medley.errors import ModelError
 from medley.files import explained_write_errors, read_json, write_json, writing

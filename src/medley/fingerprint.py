@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 LENGTH = 16
+PACKAGE = Path(__file__).parent
+EVERYWHERE = ("batches.py", "collections.py", "encoder.py", "pairs.py", "template.py")
+"""Nouns that decide every stage's result."""
+SOURCES = (".py", ".txt", ".yaml", ".html", ".css", ".js")
 
 
 def fingerprint(value: Any) -> str:
@@ -51,6 +55,15 @@ def fingerprint_folder(path: Path) -> str:
 def fingerprint_path(path: Path) -> str:
     """Hash a file or a folder."""
     return fingerprint_folder(path) if path.is_dir() else fingerprint_file(path)
+
+
+def code_of(*places: str) -> str:
+    """Fingerprint of some modules or packages of Medley (their tables and prompts too), and of the common nouns."""
+    files: list[Path] = []
+    for place in (*places, *EVERYWHERE):
+        path = PACKAGE / place
+        files += sorted(f for f in path.rglob("*") if f.suffix in SOURCES) if path.is_dir() else [path]
+    return fingerprint([[file.relative_to(PACKAGE).as_posix(), fingerprint_file(file)] for file in files])
 
 
 def _as_json(value: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from medley.collections import Collection, Passage, in_memory
@@ -49,7 +50,7 @@ def load_mteb_task(name: str, split: str) -> Collection:
                 f"{name}: no split {split!r}; it has: {', '.join(task.metadata.eval_splits)}."
             )
         data = _reading(name, path, revision, lambda: _read_task(task_name, split, subset))
-    return _collection(name, split, data)
+    return replace(_collection(name, split, data), leaves_out_own=bool(task.ignore_identical_ids))
 
 
 def _plain_load_data() -> Callable[..., None]:
@@ -81,9 +82,9 @@ def _check_task(task: Any, name: str) -> None:
         raise CollectionError(
             f"{name}: is a {kind} task of MTEB, not text retrieval; choose a retrieval task."
         )
-    if task.ignore_identical_ids or task.skip_first_result:
+    if task.skip_first_result:
         raise CollectionError(
-            f"{name}: MTEB leaves each query's own passage out of its ranking, which Medley does not do yet; "
+            f"{name}: MTEB leaves the first passage of each ranking out, whatever it is, which Medley does not do; "
             "choose another task."
         )
 
@@ -205,6 +206,7 @@ def as_mteb_task(collection: Collection) -> Any:
     class LocalRetrieval(AbsTaskRetrieval):
         """One collection, in memory."""
 
+        ignore_identical_ids = collection.leaves_out_own
         metadata = TaskMetadata(
             name="MedleyLocal", description="A local collection.", reference=None, type="Retrieval",
             category="t2t", modalities=["text"], eval_splits=[collection.split], eval_langs=["eng-Latn"],
@@ -230,3 +232,28 @@ def as_mteb_task(collection: Collection) -> Any:
     }
     task.data_loaded = True
     return task
+
+
+def read_similarity_rows(name: str) -> list[tuple[str, str, float]]:
+    """(sentence, sentence, people's score) of the test split of an STS task of MTEB.
+
+    Raises CollectionError as `load_mteb_task` does.
+    """
+    import mteb
+    from mteb.abstasks import AbsTaskSTS
+
+    try:
+        task: Any = mteb.get_task(name)
+    except KeyError:
+        raise CollectionError(f"{name}: {_unknown(name)}") from None
+    if not isinstance(task, AbsTaskSTS):
+        raise CollectionError(f"{name}: is a {task.metadata.type} task of MTEB, not sentence similarity.")
+    path, revision = task.metadata.dataset["path"], task.metadata.dataset["revision"]
+
+    def read() -> list[tuple[str, str, float]]:
+        task.load_data()
+        rows = task.dataset["test"]
+        first, second = tuple(task.column_names)[:2]
+        return list(zip(rows[first], rows[second], rows["score"], strict=True))
+
+    return _reading(name, path, revision, read)

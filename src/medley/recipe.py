@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from medley.collections import split_spec
 from medley.encoder import RetrieverSettings
 from medley.errors import RecipeError
+from medley.evaluate.suites import suite
 from medley.llm import LlmSettings
 from medley.merge.settings import SearchSettings
 from medley.prompts.settings import Method, PromptSettings
@@ -31,6 +32,7 @@ from medley.recipe_data import (
     check_writer,
     refuse_elsewhere,
 )
+from medley.statistics.demands import Demand
 from medley.synthesize.queries import QuerySettings
 from medley.train.settings import PretrainSettings, TrainSettings
 
@@ -80,22 +82,71 @@ class EvaluateSettings(BaseModel):
     model_config = STRICT
 
     groups: dict[str, list[str]] = Field(min_length=1, description="group name -> test collections")
+    suite: str | None = Field(
+        None,
+        description="tests with groups and instructions: stm12, medical, nano, bmretriever; beside `groups`",
+    )
     baselines: list[Baseline] = Field(default=["bm25", "base", "experts", "all"])
+    systems: dict[str, str] = Field(
+        default={},
+        description="further rows: name -> model folder, hub id or URL#MODEL of a server; with +bm25 behind it (also "
+        "behind merged, base, all, expert:NAME) fused with BM25 by reciprocal ranks",
+    )
     instructions: dict[str, str] = Field(
         default={},
         description="collection (any split) -> instruction, the same for every variant; default each model's own",
     )
+    demands: list[Demand] = Field(
+        default=[],
+        description="what the merged model must not lose; a run that breaks one hands over no model",
+    )
+
+    @model_validator(mode="after")
+    def _demands_can_be_checked(self) -> EvaluateSettings:
+        for number, demand in enumerate(self.demands):
+            where = f"demands.{number}"
+            if demand.group not in self.groups:
+                raise ValueError(
+                    f"{where}.group: no group {demand.group!r}{_nearest(demand.group, self.groups)}"
+                )
+            if demand.than not in (*self.baselines, *self.systems) and not (
+                demand.than.startswith("expert:") and "experts" in self.baselines
+            ):
+                raise ValueError(
+                    f"{where}.than: {demand.than!r} is not evaluated; add it to `baselines`, or name one of them"
+                )
+        return self
 
     @model_validator(mode="before")
     @classmethod
     def _groups_by_name(cls, value: Any) -> Any:
-        """`medical: [...]` beside `baselines` is a group; lists under any other key are."""
+        """`medical: [...]` beside `baselines` is a group; lists under any other key are. A suite brings its own."""
         if not isinstance(value, Mapping) or "groups" in value:
             return value
-        known = {"baselines", "instructions"}
+        known = {"baselines", "instructions", "demands"}
         groups = {key: item for key, item in value.items() if key not in known and isinstance(item, list)}
         rest = {key: item for key, item in value.items() if key not in groups}
+        if isinstance(value.get("suite"), str):
+            named = suite(value["suite"])
+            groups = {**named.specs_by_group(), **groups}
+            # what the recipe says itself stands above the suite
+            own = {split_spec(spec)[0] for spec in rest.get("instructions") or {}}
+            suites_own = named.instructions_by_spec().items()
+            given = {spec: text for spec, text in suites_own if split_spec(spec)[0] not in own}
+            rest["instructions"] = {**given, **(rest.get("instructions") or {})}
         return {**rest, "groups": groups}
+
+    @model_validator(mode="after")
+    def _systems_have_names_of_their_own(self) -> EvaluateSettings:
+        for name, system in self.systems.items():
+            taken = name in ("merged", "base", "bm25", "all", "pretrained") or name.startswith("expert:")
+            if taken or "/" in name or name.startswith("."):
+                raise ValueError(f"systems.{name}: the name is taken or no folder name; choose another")
+            if system in ("bm25", "bm25+bm25"):
+                raise ValueError(
+                    f"systems.{name}: BM25 is one of `baselines`; name a model, or fuse one with +bm25"
+                )
+        return self
 
     @property
     def tasks(self) -> list[str]:
@@ -147,6 +198,12 @@ class Recipe(BaseModel):
             raise ValueError(
                 "experts.all: the name `all` stands for the model trained on everything; rename it"
             )
+        for name, system in self.evaluate.systems.items():
+            expert = system.removesuffix("+bm25").removeprefix("expert:")
+            if system.startswith("expert:") and expert not in self.experts:
+                raise ValueError(
+                    f"evaluate.systems.{name}: no expert is called {expert!r}{_nearest(expert, self.experts)}"
+                )
         for name in (*self.experts, *self.sources):
             if "/" in name or name.startswith("."):
                 raise ValueError(
@@ -190,6 +247,16 @@ class Recipe(BaseModel):
             raise ValueError(
                 "negatives.guard.judge: the judge is a language model; name an endpoint at `llm`, or take the judge out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _demanded_experts_are_there(self) -> Recipe:
+        for number, demand in enumerate(self.evaluate.demands):
+            name = demand.than.removeprefix("expert:")
+            if demand.than.startswith("expert:") and name not in self.experts:
+                raise ValueError(
+                    f"evaluate.demands.{number}.than: no expert is called {name!r}{_nearest(name, self.experts)}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -341,10 +408,17 @@ def _with_places(recipe: Recipe) -> Recipe:
                     "instructions": {
                         placed([spec], "test")[0]: text for spec, text in evaluate.instructions.items()
                     },
+                    "systems": {name: _absolute_system(system) for name, system in evaluate.systems.items()},
                 }
             ),
         }
     )
+
+
+def _absolute_system(system: str) -> str:
+    """A system's name with an absolute path, where it is one; `+bm25` stays behind it."""
+    base = system.removesuffix("+bm25")
+    return system if base in ("merged", "base", "all") else _absolute(base) + system[len(base) :]
 
 
 def _absolute(path: str) -> str:

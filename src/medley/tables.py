@@ -6,6 +6,7 @@ In: plain data from the pipeline and from result files. Out: standard output, wh
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 ALPHA = 0.05
@@ -59,15 +60,96 @@ def print_results(results: dict[str, Any], as_json: bool) -> None:
     Console(width=None if console.is_terminal else WIDTH).print(table)
 
 
+def print_evaluation(table: dict[str, Any], groups: dict[str, list[str]]) -> None:
+    """A row for each system, a column for each task, means of groups and of all; losses of small vectors in words.
+
+    nDCG@10 of retrieval tasks, Spearman's correlation of sentence similarity.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    tasks = list(dict.fromkeys(task for row in table.values() for task in row["tasks"]))
+    grid = Table(title="nDCG@10 (sentence similarity: Spearman)")
+    grid.add_column("model")
+    columns = {task: [task] for task in tasks} | {f"mean {group}": names for group, names in groups.items()}
+    columns["mean"] = tasks
+    for column in columns:
+        grid.add_column(column, justify="right")
+    for name, row in table.items():
+        scores = {task: _main_score(scored) for task, scored in row["tasks"].items()}
+        # as text: in markup, the brackets of a name would vanish
+        grid.add_row(
+            Text(name), *(_cell([scores[task] for task in own if task in scores]) for own in columns.values())
+        )
+    console = Console()
+    Console(width=None if console.is_terminal else max(WIDTH, 40 + 16 * len(columns))).print(grid)
+    for name, row in table.items():
+        compression = row["model"].get("compression")
+        if compression:
+            whole = table[name.removesuffix(f" [{compression}]")]["tasks"]
+            kept = [task for task in row["tasks"] if task in whole]
+            lost = sum(_main_score(row["tasks"][t]) - _main_score(whole[t]) for t in kept) / len(kept)
+            size = row["model"]["bytes_a_passage"]
+            print(f"{name}: {lost:+.4f} against whole vectors, {size:,} bytes a passage instead of "
+                  f"{row['model']['bytes_whole']:,}")  # fmt: skip
+
+
+def print_published(base: str, means: Sequence[Any], tasks: Sequence[Any]) -> None:
+    """A paper's figures beside one's own; a mean over fewer tasks than the paper's says so."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console = Console(width=None if console.is_terminal else WIDTH)
+    for title, lines, whole in (
+        (f"means over 12 tasks, {base}", means, 12),
+        ("STM linear by task", tasks, 1),
+    ):
+        if not lines:
+            continue
+        grid = Table(title=f"nDCG@10, {title}")
+        for column in ("", "published", "own", "over tasks"):
+            grid.add_column(column, justify="left" if not column else "right")
+        for line in lines:
+            own = "" if line.own is None else f"{line.own:.3f}"
+            short = (
+                f"{line.tasks} of 12" if line.own is not None and whole == 12 and line.tasks < whole else ""
+            )
+            grid.add_row(line.name, "" if line.published is None else f"{line.published:.3f}", own, short)
+        console.print(grid)
+
+
+def _main_score(task: dict[str, Any]) -> float:
+    return float(task["spearman"] if "spearman" in task else task["ndcg_at_10"])
+
+
+def _cell(scores: list[float]) -> str:
+    return f"{sum(scores) / len(scores):.4f}" if scores else ""
+
+
 def print_comparisons(rows: list[dict[str, Any]], as_json: bool) -> None:
-    """A line for each comparison: difference, confidence interval, p, and the verdict in words."""
+    """A line for each comparison: difference, confidence interval, p, and the verdict in words; tasks below it."""
     if as_json:
         print(json.dumps(rows))
         return
     for row in rows:
-        verdict = "differs" if row["p_holm"] < ALPHA else "no difference shown"
+        seeds = f", {row['seeds']} seeds" if row["seeds"] > 1 else ""
+        print(f"{row['a']} - {row['b']}: {_in_words(row)}{seeds}")
         print(
-            f"{row['a']} - {row['b']}: {row['difference']:+.4f} "
-            f"[{row['ci_low']:+.4f}, {row['ci_high']:+.4f}], p = {row['p_value']:.4f}, "
-            f"Holm {row['p_holm']:.4f}: {verdict}"
+            f"    d {row['effect_size']:+.2f}; wins/ties/losses {row['wins']}/{row['ties']}/{row['losses']}"
         )
+        for task in row["by_task"]:
+            print(f"    {task['task']} ({task['queries']}): {_in_words(task)}")
+    if rows:
+        print(f"Holm: corrected over all {rows[0]['comparisons']} comparisons above.")
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    verdict = "no difference shown" if row["p_holm"] >= ALPHA else f"differs, {row['verdict']}"
+    least = row["detectable"]
+    unseen = f"; so many queries show {least:.3f} or more" if row["p_holm"] >= ALPHA and least else ""
+    return (
+        f"{row['difference']:+.4f} [{row['ci_low']:+.4f}, {row['ci_high']:+.4f}], p = {row['p_value']:.4f}, "
+        f"Holm {row['p_holm']:.4f}: {verdict}{unseen}"
+    )

@@ -1,1 +1,1 @@
-"""Evaluation: per-query scores of a retriever or of BM25 (scores.py) and paired tests between them (compare.py)."""
+"""Evaluation: per-query scores of a retriever or of BM25 (scores.py) and tables of them (table.py)."""

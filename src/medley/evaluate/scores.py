@@ -7,7 +7,7 @@ form of results.json. The means are over queries with at least one relevant pass
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DEPTH = 100
 """Ranks that are scored. MTEB ranks 1,000; measures at 10 and 100 are the same for both."""
+TOP = 3
 METRICS = {
     "ndcg_at_10": "ndcg_cut_10",
     "recall_at_10": "recall_10",
@@ -41,6 +42,8 @@ class TaskScores:
     split: str
     means: Mapping[str, float]
     per_query: Mapping[str, Mapping[str, float]]
+    top: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Ids of the TOP passages ranked first for each query, to look at what went wrong."""
 
     @property
     def ndcg_at_10(self) -> float:
@@ -50,7 +53,8 @@ class TaskScores:
     def as_json(self) -> dict[str, Any]:
         """A task of results.json."""
         per_query = {query_id: dict(scores) for query_id, scores in self.per_query.items()}
-        return {"split": self.split, **self.means, "queries": len(per_query), "per_query": per_query}
+        return {"split": self.split, **self.means, "queries": len(per_query), "per_query": per_query,
+                "top": {query_id: list(ids) for query_id, ids in self.top.items()}}  # fmt: skip
 
 
 def score_rankings(collection: Collection, rankings: Rankings) -> TaskScores:
@@ -83,7 +87,8 @@ def score_rankings(collection: Collection, rankings: Rankings) -> TaskScores:
     }
     names = next(iter(per_query.values()))
     means = {name: sum(scores[name] for scores in per_query.values()) / len(per_query) for name in names}
-    return TaskScores(collection.split, means, per_query)
+    top = {query_id: [passage_id for passage_id, _ in ranking[:TOP]] for query_id, ranking in cut.items()}
+    return TaskScores(collection.split, means, per_query, top)
 
 
 def _by_rank(ranking: Ranking) -> dict[str, float]:

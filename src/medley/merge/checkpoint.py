@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medley.encoder import resolve_base
+from medley.base import resolve_base
 from medley.errors import ModelError
 from medley.expert import plain_name
 from medley.files import explained_write_errors

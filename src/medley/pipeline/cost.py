@@ -9,7 +9,7 @@ import gzip
 import math
 from pathlib import Path
 
-from medley.encoder import resolve_base
+from medley.base import resolve_base
 from medley.merge.settings import SearchSettings
 from medley.pipeline.inputs import Inputs, expanded
 from medley.prompts.edit import PER_ROUND, ROUNDS

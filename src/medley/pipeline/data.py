@@ -15,7 +15,8 @@ from typing import Any
 from medley.collections import Passage
 from medley.errors import LeakError, MedleyError
 from medley.files import write_json
-from medley.leaks import blocking, find_leaks
+from medley.leaks.explain import Finding, explain_leaks
+from medley.leaks.find import Leak, Passages, hold_out, iter_leaks
 from medley.llm import Ledger
 from medley.origins import RECORDS, without_negatives
 from medley.pairs import TrainingPair, pairs_from_collection, read_pairs, write_pairs
@@ -26,6 +27,10 @@ from medley.recipe import Recipe, Source
 
 PAIRS = "pairs.jsonl"
 COUNTS = "counts.json"
+LEAKS = "leaks.json"
+"""In the artefacts of sources and leaks: texts that recur in dev and test collections, and what that means."""
+WHOLE_CORPUS = 200_000
+"""Passages up to which a run holds positives against a whole corpus; `medley leaks` always does."""
 LLM_CACHE = "llm-cache.jsonl"
 """In the run folder: every reply that was paid for."""
 VECTORS = "vectors"
@@ -52,41 +57,68 @@ def build_source(
     if source.limit is not None and source.limit < len(pairs):
         kept = sorted(random.Random(recipe.seed).sample(range(len(pairs)), source.limit))
         pairs = [pairs[index] for index in kept]
-    leaking = _leaking_rows(pairs, inputs, held_out) if recipe.leaks == "drop" else {}
-    dropped = set().union(*leaking.values()) if leaking else set()
+    leaks = _leaks(pairs, inputs, held_out, passages="none") if recipe.leaks == "drop" else []
+    leaking = _rows_by_collection(leaks)
+    dropped = {leak.row for leak in leaks}
     kept_pairs = [pair for row, pair in enumerate(pairs) if row not in dropped]
     if len(kept_pairs) < 2:
         raise LeakError(f"sources.{name}: fewer than two rows are left after leaking ones were dropped.")
     write_pairs(out / PAIRS, kept_pairs)
+    write_json(out / LEAKS, [f.as_json() for f in _explained(leaks, pairs, inputs)])
     return {"pairs": len(kept_pairs), "leaks": {spec: len(rows) for spec, rows in leaking.items()}, **counts}
 
 
-def _leaking_rows(
-    pairs: Sequence[TrainingPair], inputs: Inputs, held_out: Sequence[str]
-) -> dict[str, set[int]]:
-    """For each collection that shares queries with the pairs, the rows concerned."""
-    found = {
-        spec: {leak.row for leak in blocking(find_leaks(pairs, inputs.collection(spec)))} for spec in held_out
-    }
-    return {spec: rows for spec, rows in found.items() if rows}
+def _leaks(
+    pairs: Sequence[TrainingPair], inputs: Inputs, held_out: Sequence[str], *, passages: Passages
+) -> list[Leak]:
+    """Leaks of the pairs into dev and test collections, each under its SPEC:SPLIT."""
+    indexes = [replace(hold_out(inputs.collection(spec), passages=passages), name=spec) for spec in held_out]
+    return list(iter_leaks(pairs, indexes))
+
+
+def _rows_by_collection(leaks: Sequence[Leak]) -> dict[str, set[int]]:
+    rows: dict[str, set[int]] = {}
+    for leak in leaks:
+        rows.setdefault(leak.against, set()).add(leak.row)
+    return rows
+
+
+def _explained(leaks: Sequence[Leak], pairs: Sequence[TrainingPair], inputs: Inputs) -> list[Finding]:
+    """What the leaks mean, by collection."""
+    concerned = {leak.row: pairs[leak.row] for leak in leaks}
+    return [
+        replace(finding, against=f"{inputs.collection(spec).name}:{inputs.collection(spec).split}")
+        for spec in _rows_by_collection(leaks)
+        for finding in explain_leaks(
+            [leak for leak in leaks if leak.against == spec], inputs.collection(spec), concerned
+        )
+    ]
 
 
 def check_leaks(
     inputs: Inputs, name: str, held_out: Sequence[str], out: Path, needs: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """Refuse a source whose queries recur in a dev or test collection; nothing else depends on this step.
+    """Refuse a source whose queries recur in a dev or test collection; write down what else recurs and what it means.
 
+    Corpora of up to WHOLE_CORPUS passages are looked at as a whole, larger ones where they are judged.
     Raises LeakError with the first row and the remedy.
     """
     pairs = read_pairs(needs[f"sources/{name}"] / PAIRS)
-    for spec, rows in _leaking_rows(pairs, inputs, held_out).items():
+    leaks = _leaks(pairs, inputs, held_out, passages="none")
+    for spec, rows in _rows_by_collection(leaks).items():
         first = min(rows)
         raise LeakError(
             f"sources.{name}: {len(rows)} of {len(pairs)} training queries also stand in {spec}, the first being "
             f"row {first} ({pairs[first].query!r:.80}); use other training data, or set `leaks: drop` to leave "
             "such rows out."
         )
-    return {"pairs": len(pairs), "collections": len(held_out)}
+    for spec in held_out:
+        whole = len(inputs.collection(spec).corpus) <= WHOLE_CORPUS
+        leaks += _leaks(pairs, inputs, [spec], passages="all" if whole else "judged")
+    findings = _explained(leaks, pairs, inputs)
+    write_json(out / LEAKS, [finding.as_json() for finding in findings])
+    found = {f"{finding.against} {finding.kind}": finding.rows for finding in findings}
+    return {"pairs": len(pairs), "collections": len(held_out), "found": found}
 
 
 def _read(source: Source, inputs: Inputs, name: str) -> list[TrainingPair]:

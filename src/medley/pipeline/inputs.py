@@ -7,20 +7,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import medley
+from medley.base import model_identity
 from medley.collections import Collection, FolderCorpus, Passage, load_collection, load_corpus
 from medley.documents import shards_of
-from medley.encoder import Retriever, model_identity
+from medley.encoder import Retriever
 from medley.errors import InputError, PairsError
 from medley.fingerprint import fingerprint, fingerprint_file, fingerprint_path, fingerprint_texts
 from medley.pairs import read_pairs
 
 ALL = "all"
 """Name of the model trained on all the data together."""
-PACKAGE = Path(medley.__file__).parent
-EVERYWHERE = ("collections.py", "encoder.py", "pairs.py", "template.py")
-"""Nouns that decide every stage's result."""
-SOURCES = (".py", ".txt", ".yaml", ".html", ".css")
 
 
 @dataclass
@@ -106,12 +102,3 @@ def expanded(path: str) -> Path:
     if "$" in str(filled):
         raise PairsError(f"{path}: the environment variable is not set; export it or write the path out.")
     return filled
-
-
-def code_of(*places: str) -> str:
-    """Fingerprint of some modules or packages of Medley (their tables and prompts too), and of the common nouns."""
-    files: list[Path] = []
-    for place in (*places, *EVERYWHERE):
-        path = PACKAGE / place
-        files += sorted(f for f in path.rglob("*") if f.suffix in SOURCES) if path.is_dir() else [path]
-    return fingerprint([[file.relative_to(PACKAGE).as_posix(), fingerprint_file(file)] for file in files])

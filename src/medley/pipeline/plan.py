@@ -5,10 +5,13 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from medley.encoder import check_decoder
+from medley.base import check_decoder
+from medley.evaluate.endpoint import is_server
+from medley.evaluate.systems import base_name, own_variant
+from medley.fingerprint import code_of
 from medley.guard.judge import read_judge_prompt
 from medley.pipeline import cost, data, llm_cost, models, proof, training
-from medley.pipeline.inputs import ALL, Inputs, code_of
+from medley.pipeline.inputs import ALL, Inputs
 from medley.recipe import Expert, Recipe, Source
 from medley.run import Step
 
@@ -117,12 +120,12 @@ def _data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                 },
                 partial(data.build_source, recipe, inputs, name, held_out),
                 code=code_of(
-                    "pipeline/data.py", "leaks.py", "overlap.py", *(WRITING_CODE if source.corpus else ())
+                    "pipeline/data.py", "leaks", "overlap.py", *(WRITING_CODE if source.corpus else ())
                 ),
                 cost=llm_cost.cost_of_queries(recipe, inputs, name),
             )
         )
-        if recipe.leaks == "refuse":
+        if recipe.leaks != "allow":
             steps.append(
                 Step(
                     "leaks",
@@ -130,7 +133,7 @@ def _data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                     {"held_out": inputs.collection_identities(held_out)},
                     partial(data.check_leaks, inputs, name, held_out),
                     needs=(f"sources/{name}",),
-                    code=code_of("pipeline/data.py", "leaks.py", "overlap.py"),
+                    code=code_of("pipeline/data.py", "leaks", "overlap.py"),
                 )
             )
         kinds = _kinds_of(recipe, name)
@@ -277,7 +280,8 @@ def _model_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
         )
     for name, expert in recipe.experts.items():
         steps.append(_train_step(recipe, inputs, name, {name: expert}))
-    if ALL in recipe.evaluate.baselines:
+    fused = [own_variant(system) for system in recipe.evaluate.systems.values()]
+    if ALL in recipe.evaluate.baselines or ALL in fused:
         steps.append(_train_step(recipe, inputs, ALL, recipe.experts))
     experts = tuple(f"train/{name}" for name in recipe.experts)
     steps.append(
@@ -380,22 +384,44 @@ def _train_step(recipe: Recipe, inputs: Inputs, name: str, experts: dict[str, Ex
     )
 
 
+def _needs_of(
+    recipe: Recipe, variant: str, base: dict[str, object]
+) -> tuple[dict[str, object], tuple[str, ...]]:
+    """The settings that decide one of the run's own models, and the artefacts that it is made of."""
+    if variant == "merged":
+        return {}, ("merge/model",)
+    if variant == "base":
+        return base, (f"prompts/{ALL}",)
+    return base, (*_base_need(recipe), f"train/{variant.removeprefix('expert:')}")
+
+
 def _proof_steps(recipe: Recipe, inputs: Inputs, folder: Path) -> list[Step]:
     chosen = recipe.evaluate.baselines
     base = _base_settings(recipe, inputs)
     prompt = f"prompts/{ALL}"
-    wanted: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {"merged": ({}, ("merge/model",))}
+    wanted: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
+        "merged": _needs_of(recipe, "merged", base)
+    }
     if "base" in chosen:
-        wanted["base"] = (base, (prompt,))
+        wanted["base"] = _needs_of(recipe, "base", base)
         if recipe.pretrain is not None:
             wanted["pretrained"] = (base, ("pretrain/base", prompt))
     if "bm25" in chosen:
         wanted["bm25"] = ({}, ())
     if ALL in chosen:
-        wanted[ALL] = (base, (*_base_need(recipe), f"train/{ALL}"))
+        wanted[ALL] = _needs_of(recipe, ALL, base)
     if "experts" in chosen:
         for name in recipe.experts:
-            wanted[f"expert:{name}"] = (base, (*_base_need(recipe), f"train/{name}"))
+            wanted[f"expert:{name}"] = _needs_of(recipe, f"expert:{name}", base)
+    for name, system in recipe.evaluate.systems.items():
+        own = own_variant(system)
+        if own is None:
+            place = base_name(system)
+            identity = place if is_server(place) else inputs.model(place)
+            wanted[name] = ({"system": system.removeprefix(place), "identity": identity}, ())
+        else:
+            settings, needs = _needs_of(recipe, own, base)
+            wanted[name] = ({**settings, "system": system}, needs)
     steps = [
         Step(
             "evaluate",
@@ -419,7 +445,7 @@ def _proof_steps(recipe: Recipe, inputs: Inputs, folder: Path) -> list[Step]:
             {"groups": recipe.evaluate.groups, "seed": recipe.seed, "recipe": recipe.model_dump(mode="json")},
             partial(proof.build_report, recipe, inputs, list(wanted), folder),
             needs=tuple(f"evaluate/{variant}" for variant in wanted),
-            code=code_of("pipeline/proof.py", "evaluate", "report"),
+            code=code_of("pipeline/proof.py", "pipeline/cases.py", "statistics", "report"),
         )
     )
     return steps

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from medley.files import read_json, write_json, writing
+from medley.pipeline.cases import FAILURES, changed_cases
 from medley.pipeline.inputs import Inputs
 from medley.pipeline.models import variant_retriever
 from medley.recipe import Recipe
@@ -21,19 +23,36 @@ def build_evaluation(
     recipe: Recipe, inputs: Inputs, variant: str, out: Path, needs: Mapping[str, Path]
 ) -> dict[str, Any]:
     """Score one variant on every test collection; the test sets are read here and nowhere before."""
-    from medley.evaluate.scores import evaluate_bm25, evaluate_retriever
+    from medley.evaluate.scores import DEPTH, by_name
+    from medley.evaluate.systems import (
+        FUSED,
+        Options,
+        Row,
+        evaluate_rows,
+        open_system,
+        own_variant,
+        system_of,
+    )
+    from medley.search import rank_with_bm25
 
     collections = {spec: inputs.collection(spec) for spec in recipe.evaluate.tasks}
-    if variant == "bm25":
-        model: dict[str, Any] = {"name": "bm25"}
-        scores = evaluate_bm25(list(collections.values()))
-    else:
-        retriever = variant_retriever(recipe, variant, needs)
-        given = {collection.name: recipe.instruction_for(spec) for spec, collection in collections.items()}
-        instructions = {name: text for name, text in given.items() if text is not None}
-        model = {"name": variant, "identity": retriever.identity(), "instruction": retriever.instruction}
-        scores = evaluate_retriever(retriever, list(collections.values()), instructions=instructions)
-    tasks = {name: task.as_json() for name, task in scores.items()}
+    given = {collection.name: recipe.instruction_for(spec) for spec, collection in collections.items()}
+    options = Options(instructions={name: text for name, text in given.items() if text is not None})
+    name = recipe.evaluate.systems.get(variant, variant)
+    own = own_variant(name)
+    system = (
+        open_system(name.removesuffix(FUSED), options)
+        if own is None or own == "bm25"
+        else system_of(variant, variant_retriever(recipe, own, needs))
+    )
+    row = Row(variant, fused=name.endswith(FUSED))
+    tasks = {
+        task: evaluate_rows(system, [row], collection, options, partial(rank_with_bm25, collection, DEPTH))[
+            row
+        ]
+        for task, collection in by_name(list(collections.values())).items()
+    }
+    model = {**system.description, "name": variant, **({"fused_with": "bm25"} if row.fused else {})}
     write_json(out / RESULTS, {"model": model, "tasks": tasks})
     return {METRIC: {name: task[METRIC] for name, task in tasks.items()}}
 
@@ -60,8 +79,12 @@ def build_report(
         "comparisons": compare_variants(found, "merged", seed=recipe.seed),
         "queries": {c.name: dict(c.queries) for c in collections.values()},
     }
+    results["demands"] = check_demands(recipe, results)
     write_json(out / RESULTS, results)
     write_json(folder / RESULTS, results)
+    if "base" in found:
+        tasks = {collection.name: collection for collection in collections.values()}
+        write_json(folder / FAILURES, changed_cases(found["base"], found["merged"], tasks))
     write_report(folder)
     return {"means": {variant: mean_score(result) for variant, result in found.items()}}
 
@@ -72,29 +95,32 @@ def mean_score(result: Mapping[str, Any]) -> float:
     return sum(task[METRIC] for task in tasks) / len(tasks)
 
 
-def per_query(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """For each task, nDCG@10 of each query."""
-    return {
-        name: {query: scores[METRIC] for query, scores in task["per_query"].items()}
-        for name, task in result["tasks"].items()
-    }
-
-
 def compare_variants(
     results: Mapping[str, Mapping[str, Any]], reference: str, *, seed: int
 ) -> list[dict[str, Any]]:
-    """Paired randomisation test of `reference` against every other variant, Holm-corrected over the family."""
-    from medley.evaluate.compare import compare, holm
+    """Tests of `reference` against every other variant, by mean and by task, Holm-corrected over all of them."""
+    from medley.statistics.family import comparison_rows
 
     others = [variant for variant in results if variant != reference]
-    if not others:
-        return []
-    ours = per_query(results[reference])
-    comparisons = [compare(ours, per_query(results[variant]), seed=seed) for variant in others]
-    corrected = holm([comparison.p_value for comparison in comparisons])
+    runs = {variant: [result] for variant, result in results.items()}
+    return comparison_rows(runs, [(reference, other) for other in others], seed=seed)
+
+
+def check_demands(recipe: Recipe, results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Hold the recipe's demands against the scores of merged."""
+    from medley.statistics.demands import check_demand
+    from medley.statistics.family import per_query
+
+    merged = per_query(results["variants"]["merged"])
     return [
-        {"a": reference, "b": variant, **comparison.as_json(), "p_holm": p_holm}
-        for variant, comparison, p_holm in zip(others, comparisons, corrected, strict=True)
+        check_demand(
+            demand,
+            merged,
+            per_query(results["variants"][demand.than]),
+            results["groups"][demand.group],
+            seed=recipe.seed,
+        ).as_json()
+        for demand in recipe.evaluate.demands
     ]
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from medley.errors import CollectionError, LeakError, PairsError
-from medley.files import remove, write_text
+from medley.errors import CollectionError, DemandError, LeakError, PairsError
+from medley.files import read_json, remove, write_text
 from medley.pipeline.devices import Devices, train_on
 from medley.pipeline.plan import STAGES, plan_steps
-from medley.pipeline.proof import publish_model
+from medley.pipeline.proof import RESULTS, publish_model
 from medley.recipe import Recipe, load_recipe, write_recipe
 from medley.run import claim_folder, execute, read_artefact, stages_until, states
 
@@ -28,7 +28,8 @@ def run_recipe(
     """Run a recipe in a folder, up to and including the stage `until`; continue where an earlier run stopped.
 
     `devices` says how many experts train side by side, or what starts a training on several devices.
-    Raises an InputError before anything is written when recipe, inputs or folder are wrong.
+    Raises an InputError before anything is written when recipe, inputs or folder are wrong, and a DemandError at the
+    end where the result breaks a demand of the recipe.
     """
     stages = stages_until(until, STAGES)
     steps = plan_steps(recipe, folder)
@@ -47,8 +48,24 @@ def run_recipe(
             remove(folder)  # nothing was made but copies of the input, so nothing is left behind
         raise
     if read_artefact(folder, "merge/model") is not None:
+        if until in (None, STAGES[-1]):
+            stop_at_broken_demands(folder)
         publish_model(folder)
     return folder
+
+
+def stop_at_broken_demands(folder: Path) -> None:
+    """Hand over no model that breaks a demand of the recipe; the numbers stay to be looked at.
+
+    Raises DemandError with the tasks concerned.
+    """
+    broken = [one for one in read_json(folder / RESULTS)["demands"] if not one["met"]]
+    if broken:
+        remove(folder / "model")
+        raise DemandError(
+            f"evaluate.demands: {'; '.join(one['sentence'] for one in broken)}. No model is handed over; see "
+            f"{folder / 'report.html'}. Change training data or dev sets, or the demand."
+        )
 
 
 def plan(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:

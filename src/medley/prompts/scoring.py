@@ -17,8 +17,7 @@ from medley.collections import Passage
 from medley.encoder import Retriever
 from medley.errors import InputError
 from medley.prefix import encode_under
-from medley.search import similarity_of
-from medley.search.dense import comparable
+from medley.search import comparable, similarity_of
 from medley.search.shards import encode_corpus
 
 Grade = Callable[[np.ndarray, np.ndarray], np.ndarray]

@@ -1,19 +1,23 @@
 """The report: one HTML page that shows what a run made, whether it is better, and how it came about.
 
 `write_report(folder)` reads a run folder, finished or not, and writes `report.html` into it. The page needs
-nothing but itself: styles and pictures are inline, it has no script and asks for nothing over the network.
+nothing but itself: styles, pictures and the script that filters the failures are inline, and it asks for nothing over
+the network. Without scripts all is there but the filter.
 formats -> reading (files to values) -> results, verdict, samples (values to findings) -> charts -> page.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 REPORT = "report.html"
 
 
-def write_report(run_folder: Path) -> Path:
+def write_report(run_folder: Path, beside: Sequence[Path] = ()) -> Path:
     """Write `report.html` into a run folder and return its path; what the run has not made yet is left out.
+
+    `beside` are folders of other runs that this one is held against, such as one without hard negatives.
 
     Raises InputError when the folder holds no run, or one of its files is malformed.
     """
@@ -22,5 +26,5 @@ def write_report(run_folder: Path) -> Path:
     from medley.report.reading import read_run
 
     path = run_folder / REPORT
-    write_text(path, render_report(read_run(run_folder)))
+    write_text(path, render_report(read_run(run_folder), [read_run(folder) for folder in beside]))
     return path

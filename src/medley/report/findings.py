@@ -1,7 +1,7 @@
 """What the results say: means, differences with their tests, wins and losses, the queries that changed most.
 
 Input: results.json as read. Output: frozen values that verdict, charts and page put into words and pictures.
-Every difference and p-value comes from evaluate.compare; this module only chooses what is compared with what.
+Every difference and p-value comes from medley.statistics; this module only chooses what is compared with what.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ class Difference:
     high: float
     p: float
     p_holm: float
+    task: str = ""
+    detectable: float | None = None
+    queries: int = 0
 
     @property
     def word(self) -> str:
@@ -98,7 +101,7 @@ def per_query(results: Results, variant: str, tasks: Sequence[str]) -> dict[str,
     """A variant's nDCG@10 by task and query; None where a task or its queries are missing."""
     found = {}
     for task in tasks:
-        scores = results.variants[variant].tasks.get(task)
+        scores = results.variants[variant].tasks.get(task) if variant in results.variants else None
         queries = (
             {query: row[METRIC] for query, row in scores.per_query.items() if METRIC in row} if scores else {}
         )
@@ -108,25 +111,50 @@ def per_query(results: Results, variant: str, tasks: Sequence[str]) -> dict[str,
     return found or None
 
 
-def differences(
-    results: Results, pairs: Sequence[tuple[str, str]], tasks: Sequence[str], *, seed: int
-) -> list[Difference]:
-    """Test each (a, b) over the mean of tasks, Holm-corrected over those given; pairs without scores are out.
+def tested(results: Results, rivals: Sequence[str], tasks: Sequence[str], *, seed: int) -> list[Difference]:
+    """Merged against each rival, over the mean of the tasks both have and over each: one family for Holm.
 
-    Raises InputError where two variants were scored on different queries of a task.
+    A rival that was not scored on every task, query by query, is left out. Raises InputError where two variants were
+    scored on different queries of a task.
     """
-    from medley.evaluate.compare import compare, holm
+    from medley.statistics.family import compare_family
 
-    made = []
-    for a, b in pairs:
-        ours, theirs = per_query(results, a, tasks), per_query(results, b, tasks)
-        if ours and theirs:
-            made.append((a, b, compare(ours, theirs, seed=seed)))
-    corrected = holm([comparison.p_value for _, _, comparison in made])
+    names = [MERGED, *rivals]
+    scores = {name: found for name in names if (found := per_query(results, name, tasks))}
+    if MERGED not in scores:
+        return []
+    pairs = [(MERGED, rival) for rival in rivals if rival in scores]
+    family = compare_family({name: [one] for name, one in scores.items()}, pairs, seed=seed)
     return [
-        Difference(a, b, c.difference, c.ci_low, c.ci_high, c.p_value, p_holm)
-        for (a, b, c), p_holm in zip(made, corrected, strict=True)
-    ]
+        Difference(
+            one.a, one.b, one.found.difference, one.found.ci_low, one.found.ci_high, one.found.p_value, one.p_holm,
+            one.task, one.found.detectable, one.found.queries,
+        )
+        for one in family
+    ]  # fmt: skip
+
+
+def over_base(results: Results, tasks: Sequence[str], *, seed: int) -> list[Difference]:
+    """Each variant minus the base with its interval; nothing is tested, so p is 1."""
+    from medley.statistics.compare import difference_interval
+
+    theirs = per_query(results, BASE, tasks) if BASE in results.variants else None
+    found = []
+    for variant in variants_of(results):
+        ours = per_query(results, variant, tasks) if variant != BASE else None
+        if ours and theirs:
+            found.append(Difference(variant, BASE, *difference_interval(ours, theirs, seed=seed), 1.0, 1.0))
+    return found
+
+
+def half_width(results: Results, variant: str, task: str) -> float | None:
+    """Half of the 95 % interval of a variant's mean on a task: 1.96 standard errors over queries."""
+    rows = list((per_query(results, variant, [task]) or {}).get(task, {}).values())
+    if len(rows) < 2:
+        return None
+    centre = sum(rows) / len(rows)
+    variance = sum((row - centre) ** 2 for row in rows) / (len(rows) - 1)
+    return 1.96 * (variance / len(rows)) ** 0.5
 
 
 def best_expert(results: Results, tasks: Sequence[str]) -> str | None:
@@ -138,7 +166,7 @@ def best_expert(results: Results, tasks: Sequence[str]) -> str | None:
 
 def tallies(results: Results, variant: str, tasks: Sequence[str]) -> list[Tally]:
     """Wins, ties and losses of merged against a variant, by task."""
-    from medley.evaluate.compare import TIE, paired_differences
+    from medley.statistics.paired import TIE, paired_differences
 
     found = []
     for task in tasks:

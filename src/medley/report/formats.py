@@ -59,12 +59,58 @@ class VariantScores(_Format):
     tasks: dict[str, TaskScores]
 
 
+class DemandOutcome(_Format):
+    """Whether a demand of the recipe is met, in words."""
+
+    met: bool
+    sentence: str
+
+
 class Results(_Format):
     """results.json."""
 
     variants: dict[str, VariantScores]
     groups: dict[str, list[str]] = {}
     queries: dict[str, dict[str, str]] = {}
+    demands: list[DemandOutcome] = []
+
+
+class CasePassage(_Format):
+    """A passage of a case; its grade for the query, None where nobody judged it."""
+
+    id: str
+    text: str
+    grade: int | None = None
+
+
+class Case(_Format):
+    """One entry of failures.json: a test query that merged wins or loses against the base."""
+
+    task: str
+    id: str
+    query: str
+    before: Number
+    after: Number
+    relevant: list[CasePassage] = []
+    first_before: list[CasePassage] = []
+    first_after: list[CasePassage] = []
+
+
+class LeakExample(_Format):
+    """A training text and the held-out text that it repeats."""
+
+    training: str
+    held_out: str
+
+
+class LeakFinding(_Format):
+    """One entry of leaks.json: a class of leaks into one collection."""
+
+    kind: str
+    against: str
+    sentence: str
+    rows: int
+    examples: list[LeakExample] = []
 
 
 class HeldOut(_Format):

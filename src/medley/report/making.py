@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medley.report import charts, dev_chart, findings
+from medley.report import charts, dev_chart, findings, waterfall
 from medley.report.formats import Candidate, Coefficient
 from medley.report.numbers import count
 from medley.report.reading import ALL, EXPERT, MERGED, Outcome, Run
@@ -71,7 +71,13 @@ def dev_and_test(run: Run) -> dict[str, Any] | None:
                 for task in shared
             ]
             rows.append((variant, [*pairs, (candidate.score, findings.mean(run.results, variant, tests))]))
-    return {"columns": [*shared, "mean of all"], "rows": rows} if rows else None
+    points = [
+        (variant, dev, test)
+        for variant, cells in rows
+        if (dev := cells[-1][0]) is not None and (test := cells[-1][1]) is not None
+    ]
+    scatter = waterfall.scatter_chart(points) if len(points) > 1 else None
+    return {"columns": [*shared, "mean of all"], "rows": rows, "scatter": scatter} if rows else None
 
 
 def training_values(run: Run) -> list[dict[str, Any]]:
@@ -129,7 +135,24 @@ def leak_values(run: Run) -> dict[str, Any] | None:
         "policy": run.recipe.get("leaks", "refuse"),
         "found": found,
         "rows": sum(rows for *_, rows in found),
+        "findings": [(source, finding) for source, all_of_it in run.leaks.items() for finding in all_of_it],
     }
+
+
+def ledger_values(run: Run) -> list[dict[str, Any]]:
+    """What language models were asked: each artefact that paid for replies, as its summary's `llm` says."""
+    rows = []
+    for stage, artefacts in run.manifest.stages.items():
+        for name, artefact in artefacts.items():
+            paid = artefact.summary.get("llm")
+            if isinstance(paid, Mapping):
+                numbers = {
+                    key: value
+                    for key, value in paid.items()
+                    if isinstance(value, (int, float)) and not isinstance(value, bool)
+                }
+                rows.append({"name": f"{stage}/{name}", "numbers": numbers})
+    return rows
 
 
 def stage_values(run: Run) -> dict[str, Any] | None:

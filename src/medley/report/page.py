@@ -6,11 +6,11 @@ escapes, and pictures, which charts.py escapes itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medley.report import charts, findings, making, numbers, prompts
+from medley.report import charts, findings, guarding, helped, making, numbers, prompts, waterfall
 from medley.report.reading import BASE, MERGED, Run
 from medley.report.samples import draw_samples
 from medley.report.svg import padded
@@ -25,8 +25,8 @@ METRIC_NAMES = {
 }  # fmt: skip
 
 
-def render_report(run: Run) -> str:
-    """The whole page as HTML."""
+def render_report(run: Run, others: Sequence[Run] = ()) -> str:
+    """The whole page as HTML; `others` are runs to be shown beside this one."""
     import jinja2
     from markupsafe import Markup
 
@@ -51,10 +51,10 @@ def render_report(run: Run) -> str:
         environment.filters[name] = getattr(numbers, name)
     environment.filters["drawn"] = Markup
     environment.globals["outcome_in_words"] = making.outcome_in_words
-    return environment.get_template("report.html").render(page_values(run))
+    return environment.get_template("report.html").render(page_values(run, others))
 
 
-def page_values(run: Run) -> dict[str, Any]:
+def page_values(run: Run, others: Sequence[Run] = ()) -> dict[str, Any]:
     """What the template is filled with; a section that has no data is None or empty."""
     seed = run.manifest.seed or 0
     names = [source.name for source in run.sources]
@@ -64,6 +64,10 @@ def page_values(run: Run) -> dict[str, Any]:
         "seed": run.manifest.seed,
         "base": run.recipe.get("base", ""),
         **_result_values(run, seed),
+        "beside": helped.beside(run, others, seed=seed),
+        "instruction_gain": helped.instruction_gain(run),
+        "cases": run.cases,
+        "ledger": making.ledger_values(run),
         "search": making.search_values(run),
         "dev_and_test": making.dev_and_test(run),
         "instructions": prompts.instruction_values(run),
@@ -84,21 +88,28 @@ def _result_values(run: Run, seed: int) -> dict[str, Any]:
         "tallies": [],
         "changes": None,
         "tiles": [],
+        "waterfall": None,
+        "by_task": [],
+        "guard": [],
+        "reach": [],
+        "demands": [],
     }
     if results is None:
         return {**empty, "verdict": judge(None, [])}
     variants = findings.variants_of(results)
     tasks = [task for _, names in findings.tasks_of(results) for task in names]
     rivals = [variant for variant in variants if variant != MERGED and MERGED in variants]
-    tested = findings.differences(results, [(MERGED, rival) for rival in rivals], tasks, seed=seed)
-    verdict = judge(results, tested)
+    tested = findings.tested(results, rivals, tasks, seed=seed)
+    means = [found for found in tested if not found.task]
+    verdict = judge(results, means)
     limits = padded(
         [edge for claim in verdict.claims for edge in (claim.found.low, claim.found.high, 0.0)] or [0.0]
     )
+    steps = helped.steps(results, tasks, seed=seed)
     return {
         "verdict": verdict,
         "tiles": [(claim, charts.interval_chart(claim.found, limits)) for claim in verdict.claims],
-        "table": _table(run, {found.b: found for found in tested}),
+        "table": _table(run, {found.b: found for found in means}, len(tested)),
         "panels": _panels(run, tasks, seed),
         "metrics": _metrics(run, variants, tasks),
         "tallies": [
@@ -107,10 +118,15 @@ def _result_values(run: Run, seed: int) -> dict[str, Any]:
             if (counted := findings.tallies(results, rival, tasks))
         ],
         "changes": _changes(run, tasks),
+        "waterfall": waterfall.waterfall_chart(steps) if steps else None,
+        "by_task": guarding.by_task_values(tested, tasks),
+        "guard": guarding.guard_values(results, tasks),
+        "reach": guarding.reach_values(tested, results, tasks),
+        "demands": results.demands,
     }
 
 
-def _table(run: Run, tested: Mapping[str, findings.Difference]) -> dict[str, Any]:
+def _table(run: Run, tested: Mapping[str, findings.Difference], tests: int) -> dict[str, Any]:
     """Variants by tasks, with means of groups that have several tasks, and the best of each column."""
     results = run.results
     assert results is not None
@@ -135,15 +151,21 @@ def _table(run: Run, tested: Mapping[str, findings.Difference]) -> dict[str, Any
             {
                 "variant": v,
                 "cells": [
-                    (value, value is not None and round(value, 3) == best[i])
+                    (value, value is not None and round(value, 3) == best[i], _half(run, v, columns[i]))
                     for i, value in enumerate(cells[v])
                 ],
                 "test": tested.get(v),
             }
             for v in variants
         ],
-        "tests": len(tested),
+        "tests": tests,
     }
+
+
+def _half(run: Run, variant: str, column: tuple[str, list[str]]) -> float | None:
+    """Half of the interval of a cell about one task."""
+    name, names = column
+    return findings.half_width(run.results, variant, name) if run.results and names == [name] else None
 
 
 def _panels(run: Run, tasks: list[str], seed: int) -> list[dict[str, Any]]:
@@ -152,12 +174,9 @@ def _panels(run: Run, tasks: list[str], seed: int) -> list[dict[str, Any]]:
     assert results is not None
     if BASE not in results.variants:
         return []
-    others = [(variant, BASE) for variant in findings.variants_of(results) if variant != BASE]
     places = [("Mean of all tests", tasks)] if len(tasks) > 1 else []
     places += [(task, [task]) for task in tasks]
-    made = [
-        (title, names, findings.differences(results, others, names, seed=seed)) for title, names in places
-    ]
+    made = [(title, names, findings.over_base(results, names, seed=seed)) for title, names in places]
     made = [(title, names, found) for title, names, found in made if found]
     edges = [edge for *_, found in made for d in found for edge in (d.low, d.high)]
     limits = padded([*edges, 0.0]) if edges else (0.0, 1.0)

@@ -7,7 +7,7 @@ Pairs files are not read here (they may hold millions of rows); samples.py looks
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,16 @@ from pydantic import BaseModel, ValidationError
 
 from medley.errors import InputError, RecipeError
 from medley.files import read_json
-from medley.report.formats import Manifest, Prompt, Results, Search, Training, VariantScores
+from medley.report.formats import (
+    Case,
+    LeakFinding,
+    Manifest,
+    Prompt,
+    Results,
+    Search,
+    Training,
+    VariantScores,
+)
 
 ALL = "all"
 """The model trained on all data together, among the trained and in the results."""
@@ -63,6 +72,9 @@ class Run:
     prompts: Mapping[str, Prompt]
     trainings: Mapping[str, Training]
     sources: tuple[Source, ...]
+    cases: tuple[Case, ...] = ()
+    leaks: Mapping[str, tuple[LeakFinding, ...]] = field(default_factory=dict)
+    """For each source, what recurs in dev and test collections."""
 
 
 def read_run(folder: Path) -> Run:
@@ -93,6 +105,15 @@ def read_run(folder: Path) -> Run:
             _source(stages, name)
             for name in _names(stages / "sources", "artefact.json", _mapping(recipe, "sources"))
         ),
+        cases=_list(folder / "failures.json", Case),
+        leaks={
+            name: tuple(
+                finding
+                for stage in ("sources", "leaks")
+                for finding in _list(stages / stage / name / "leaks.json", LeakFinding)
+            )
+            for name in _names(stages / "sources", "artefact.json", _mapping(recipe, "sources"))
+        },
     )
 
 
@@ -192,8 +213,19 @@ def _checked(value: Any, path: Path, fits: Callable[[Any], bool], wanted: str) -
     return value
 
 
+def _list(path: Path, form: type[Format]) -> tuple[Format, ...]:
+    """The entries of a JSON list; none where the file is not there."""
+    if not path.is_file():
+        return ()
+    value = _checked(read_json(path, InputError), path, lambda found: isinstance(found, list), "a list")
+    return tuple(_validated(entry, path, form) for entry in value)
+
+
 def _read(path: Path, form: type[Format]) -> Format:
-    value = read_json(path, InputError)
+    return _validated(read_json(path, InputError), path, form)
+
+
+def _validated(value: Any, path: Path, form: type[Format]) -> Format:
     try:
         return form.model_validate(value)
     except ValidationError as problem:

@@ -11,9 +11,11 @@ import numpy as np
 from medley.collections import Collection
 from medley.search.blocks import Similarity, Vectors
 from medley.search.bm25 import Bm25Index
-from medley.search.dense import exact_top_k, similarity_of
-from medley.search.order import Ranking
-from medley.search.shards import corpus_ids, encode_corpus
+from medley.search.compressed import nearest_compressed
+from medley.search.dense import exact_top_k, nearest
+from medley.search.embedder import Embedder, embedder_of, passage_vectors, query_vectors
+from medley.search.order import PassageOrder, Ranking
+from medley.search.shards import corpus_ids
 
 if TYPE_CHECKING:
     from medley.encoder import Retriever
@@ -45,20 +47,55 @@ def rank_with_retriever(
     """Rank a collection's corpus for each of its queries; `instruction` replaces the retriever's own.
 
     `passage_vectors` (D, H) in the order of the corpus spare encoding it again; `store` is a folder that keeps
-    them from run to run (see `encode_corpus`).
+    vectors by text (see store.py).
     """
-    from medley.encoder import encode_queries
+    return rank_with_embedder(
+        embedder_of(retriever),
+        collection,
+        k,
+        instruction=instruction,
+        vectors_DH=passage_vectors,
+        store=store,
+    )
 
-    if passage_vectors is None:
-        passage_vectors = encode_corpus(retriever, collection.corpus, store=store, label=collection.name)
-    queries_QH = encode_queries(retriever, list(collection.queries.values()), instruction=instruction)
-    return rank_by_vectors(
-        list(collection.queries), queries_QH, corpus_ids(collection.corpus), passage_vectors, k,
-        similarity=similarity_of(retriever),
-    )  # fmt: skip
+
+def rank_with_embedder(
+    embedder: Embedder,
+    collection: Collection,
+    k: int,
+    *,
+    instruction: str | None = None,
+    vectors_DH: Vectors | None = None,
+    compression: str | None = None,
+    store: Path | None = None,
+) -> dict[str, Ranking]:
+    """Rank a collection's corpus for each of its queries, exhaustively or through small vectors (compressed.py)."""
+    if vectors_DH is None:
+        vectors_DH = passage_vectors(embedder, collection, store)
+    queries_QH = query_vectors(embedder, collection, instruction, store)
+    order = PassageOrder(corpus_ids(collection.corpus))
+    wanted = k + collection.leaves_out_own
+    if compression is None:
+        found = nearest(queries_QH, vectors_DH, order, wanted, similarity=embedder.similarity)
+    else:
+        found = nearest_compressed(
+            queries_QH, vectors_DH, order, wanted, compression, similarity=embedder.similarity
+        )
+    rankings = [order.ranking(*row) for row in zip(found.positions_QK, found.scores_QK, strict=True)]
+    return _counted(collection, dict(zip(collection.queries, rankings, strict=True)), k)
 
 
 def rank_with_bm25(collection: Collection, k: int) -> dict[str, Ranking]:
     """Rank a collection's corpus for each of its queries by BM25."""
-    rankings = Bm25Index(collection.corpus).search(list(collection.queries.values()), k)
-    return dict(zip(collection.queries, rankings, strict=True))
+    index = Bm25Index(collection.corpus)
+    rankings = index.search(list(collection.queries.values()), k + collection.leaves_out_own)
+    return _counted(collection, dict(zip(collection.queries, rankings, strict=True)), k)
+
+
+def _counted(collection: Collection, rankings: dict[str, Ranking], k: int) -> dict[str, Ranking]:
+    """Rankings without each query's own passage, where the collection leaves it out."""
+    if not collection.leaves_out_own:
+        return rankings
+    return {
+        query: [entry for entry in ranking if entry[0] != query][:k] for query, ranking in rankings.items()
+    }

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medley.base import check_decoder, model_identity, resolve_base
 from medley.documents import Shard, read_documents
-from medley.encoder import DESCRIPTION, FORMAT, check_decoder, model_identity, quiet_loading, resolve_base
+from medley.encoder import DESCRIPTION, FORMAT, quiet_loading
 from medley.errors import ModelError, PairsError
 from medley.expert import adapter_content, backbone_fingerprint, write_adapter
 from medley.files import explained_write_errors, read_json, remove, write_json, writing

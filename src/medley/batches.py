@@ -1,0 +1,122 @@
+"""Texts through a sentence-transformers model: tokenized at once, in batches of equal length and bounded size.
+
+In: a model and texts with the prompt already in front. Out: vectors, as `SentenceTransformer.encode` gives them.
+`encode` orders texts by characters, makes batches of so many texts whatever their length, and tokenizes each batch
+when its turn comes. Here texts are tokenized first, all cores together, ordered by tokens, and a batch is a number of
+tokens: short texts come by the hundred, long ones a few at a time, with next to no padding, so memory is bounded and
+the working set fits the cache. A text that comes twice is encoded once. encoder.py is the only caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medley.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+SHORTEST = 0.8
+"""A batch that is a quarter full takes no text shorter than this share of its longest: padding costs more than a
+further batch does."""
+
+
+def takes_tokens(model: SentenceTransformer) -> bool:
+    """Whether a model is a plain text transformer, for which tokens are all there is to prepare.
+
+    Others (routes by task, chat messages, prompts left out of pooling, packed inputs for FlashAttention, weights on
+    several devices, ONNX, static embeddings) prepare their own batches, so `SentenceTransformer.encode` serves them.
+    """
+    from sentence_transformers.base.modules import Transformer
+    from transformers import PreTrainedTokenizerBase
+
+    first = model[0]
+    return (
+        type(first) is Transformer
+        and first.backend == "torch"
+        and first.transformer_task == "feature-extraction"
+        and set(first.modality_config) == {"text"}
+        and isinstance(first.processor, PreTrainedTokenizerBase)
+        and not (
+            first.processing_kwargs or first.query_expansion or first.query_length or first.document_length
+        )
+        and not first.can_flatten_inputs
+        and not getattr(first.model, "hf_device_map", None)
+        and all(getattr(module, "include_prompt", True) for module in model)
+    )
+
+
+def encode_in_batches(model: SentenceTransformer, texts: Sequence[str], max_tokens: int) -> torch.Tensor:
+    """Vectors (N, H) of texts, in the model's own dtype and on its device; for a model that `takes_tokens`.
+
+    `max_tokens` bounds a batch, padding counted. Where an accelerator's memory does not hold a batch it is halved.
+    Raises ModelError when the memory does not hold a single text.
+    """
+    import torch
+
+    places: dict[str, int] = {}
+    inverse = np.array([places.setdefault(text, len(places)) for text in texts])
+    tokens = model.tokenizer(list(places), truncation="longest_first")
+    lengths = np.array([len(ids) for ids in tokens["input_ids"]])
+    parts, order = [], []
+    model.eval()  # a model that was just trained would drop out
+    with torch.inference_mode():
+        for batch in plan_batches(lengths, max_tokens):
+            parts += _forward(model, tokens, batch)
+            order.append(batch)
+    back = np.empty(len(places), dtype=np.int64)
+    back[np.concatenate(order)] = np.arange(len(places))
+    vectors = torch.cat(parts)
+    return vectors[torch.from_numpy(back[inverse]).to(vectors.device)]
+
+
+def plan_batches(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+    """Positions of texts with these lengths, longest first, in batches of at most `max_tokens` with their padding.
+
+    A text longer than that is a batch of its own.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        longest = max(1, int(lengths[order[start]]))
+        most = max(1, max_tokens // longest)
+        end = min(start + most, len(order))
+        # lengths fall along the order: where they get below the limit is found by bisection
+        similar = start + int(np.searchsorted(-lengths[order[start:end]], -SHORTEST * longest, side="right"))
+        end = min(end, max(similar, start + most // 4, start + 1))
+        batches.append(order[start:end])
+        start = end
+    return batches
+
+
+def _forward(model: SentenceTransformer, tokens: Any, batch: np.ndarray) -> list[torch.Tensor]:
+    """Vectors of a batch, in parts where it had to be halved."""
+    import torch
+
+    try:
+        return [model(_features(model, tokens, batch))["sentence_embedding"]]
+    except torch.OutOfMemoryError as problem:
+        if len(batch) == 1:
+            length = len(tokens["input_ids"][batch[0]])
+            raise ModelError(
+                f"the accelerator's memory does not hold one text of {length} tokens; set a smaller max_length, "
+                "a smaller dtype, or use the CPU."
+            ) from problem
+    torch.cuda.empty_cache()
+    middle = len(batch) // 2
+    return _forward(model, tokens, batch[:middle]) + _forward(model, tokens, batch[middle:])
+
+
+def _features(model: SentenceTransformer, tokens: Any, batch: np.ndarray) -> dict[str, Any]:
+    """What the model's first module takes: padded tokens, on its device."""
+    from transformers.data.data_collator import pad_without_fast_tokenizer_warning
+
+    rows = {name: [values[position] for position in batch] for name, values in tokens.items()}
+    padded = pad_without_fast_tokenizer_warning(model.tokenizer, rows, padding=True, return_tensors="pt")
+    device = model.device
+    features = {name: values.to(device, non_blocking=True) for name, values in padded.items()}
+    return {**features, "modality": "text"}

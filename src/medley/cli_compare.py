@@ -1,0 +1,68 @@
+"""`medley compare`: paired tests between result files, the first against each other one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medley.errors import CollectionError
+from medley.tables import print_comparisons
+
+
+def compare(
+    results: Annotated[
+        list[str],
+        typer.Argument(
+            help="results.json files of `medley evaluate`, or of runs; several seeds of one model joined by commas."
+        ),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 13,
+    by_task: Annotated[
+        bool, typer.Option(help="Each task beside their mean; all are corrected together.")
+    ] = True,
+) -> None:
+    """Paired tests between result files: the first against each other one."""
+    from medley.statistics.family import comparison_rows
+
+    variants: dict[str, list[Mapping[str, Any]]] = {}
+    for argument in results:
+        for name, runs in _variants(argument).items():
+            variants[name if len(results) == 1 else _joined(argument, name)] = runs
+    if len(variants) < 2:
+        raise CollectionError("one result is nothing to compare; give at least two.")
+    first, *others = variants
+    rows = comparison_rows(variants, [(first, other) for other in others], seed=seed, by_task=by_task)
+    print_comparisons(rows, as_json)
+
+
+def _joined(argument: str, name: str) -> str:
+    return f"{argument}:{name}" if name else argument
+
+
+def _variants(argument: str) -> dict[str, list[Mapping[str, Any]]]:
+    """Variant (empty for a file with one) -> its results, one for each seed."""
+    files = [_read(Path(part)) for part in _files(argument)]
+    names = [name for name in files[0] if all(name in file for file in files)]
+    if not names:
+        raise CollectionError(f"{argument}: the files share no variant; join only seeds of the same models.")
+    return {name: [file[name] for file in files] for name in names}
+
+
+def _files(argument: str) -> Sequence[str]:
+    """The files that commas join; a comma that belongs to a name stays."""
+    return [argument] if Path(argument).is_file() else argument.split(",")
+
+
+def _read(path: Path) -> dict[str, Mapping[str, Any]]:
+    from medley.files import read_json
+
+    content = read_json(path, CollectionError)
+    if isinstance(content, dict) and "variants" in content:
+        return content["variants"]
+    if isinstance(content, dict) and "tasks" in content:
+        return {"": content}
+    raise CollectionError(f"{path}: has neither `tasks` nor `variants`; give a results.json.")

@@ -1,0 +1,132 @@
+"""Leaks: training texts that recur in a collection the result is chosen or tested on.
+
+In: training pairs (any number: they are streamed) and collections. Out: one `Leak` for each training query that is
+(nearly) a query there, and for each positive or negative that is (nearly) one of its passages; index.py says what
+nearly the same is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
+from typing import Any, Literal
+
+from medley.collections import Collection
+from medley.errors import InputError
+from medley.leaks.against import query_wordings
+from medley.leaks.index import HeldOut, Match, batches
+from medley.leaks.words import hash_texts
+from medley.pairs import TrainingPair
+
+THRESHOLD = 0.85
+ROWS_AT_ONCE = 5_000
+Field = Literal["query", "positive", "negative"]
+Passages = Literal["none", "judged", "all"]
+"""Which passages of a collection are held against positives and negatives."""
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A text of training row `row` (from 0) that is the query or passage `id` of collection `against`."""
+
+    row: int
+    field: Field
+    against: str
+    id: str
+    kind: Literal["exact", "near"]
+    similarity: float
+
+    def as_json(self) -> dict[str, Any]:
+        """One line of `medley leaks --json`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class HeldOutCollection:
+    """A collection's texts, arranged to be searched."""
+
+    name: str
+    queries: HeldOut
+    passages: HeldOut
+
+
+def hold_out(
+    collection: Collection, *, passages: Passages = "judged", threshold: float = THRESHOLD
+) -> HeldOutCollection:
+    """Arrange a collection's queries and passages for searching. A passage matches with its title or without."""
+    if not 0 < threshold <= 1:
+        raise InputError(
+            f"a similarity threshold of {threshold} is not above 0 and at most 1; use {THRESHOLD}."
+        )
+    return HeldOutCollection(
+        collection.name,
+        HeldOut(query_wordings(collection), threshold),
+        HeldOut(_passage_texts(collection, passages), threshold),
+    )
+
+
+def find_leaks(
+    pairs: Iterable[TrainingPair],
+    collection: Collection,
+    *,
+    threshold: float = THRESHOLD,
+    passages: Passages = "judged",
+) -> list[Leak]:
+    """Every leak of the pairs into one collection, by row and field, most similar first."""
+    return list(iter_leaks(pairs, [hold_out(collection, passages=passages, threshold=threshold)]))
+
+
+def iter_leaks(pairs: Iterable[TrainingPair], held_out: Sequence[HeldOutCollection]) -> Iterator[Leak]:
+    """The leaks into several collections, row by row: of each row by collection, field and similarity."""
+    rows = enumerate(pairs)
+    while chunk := list(islice(rows, ROWS_AT_ONCE)):
+        queries = _matches([pair.query for _, pair in chunk], [held.queries for held in held_out])
+        texts = chain.from_iterable((pair.positive, *pair.negatives) for _, pair in chunk)
+        passages = _matches(texts, [held.passages for held in held_out])
+        for row, pair in chunk:
+            for number, held in enumerate(held_out):
+                for field, text in _fields(pair):
+                    known = (queries if field == "query" else passages)[number]
+                    for match in known.get(text, ()):
+                        yield Leak(row, field, held.name, match.id, match.kind, match.similarity)
+
+
+def _matches(texts: Iterable[str], held_out: Sequence[HeldOut]) -> list[dict[str, list[Match]]]:
+    """For each set of held-out texts, what the texts match there; those that match nothing are left out."""
+    found: list[dict[str, list[Match]]] = [{} for _ in held_out]
+    wanted = [held for held in held_out if len(held)]
+    for batch in batches(list(dict.fromkeys(texts))) if wanted else ():
+        hashed = hash_texts(batch)
+        for held, matched in zip(held_out, found, strict=True):
+            if len(held):
+                matched.update((batch[position], hits) for position, hits in held.matches(hashed).items())
+    return found
+
+
+def blocking(leaks: Iterable[Leak]) -> list[Leak]:
+    """The leaks that make a test worthless: training queries that equal, or nearly equal, one of its queries.
+
+    Shared passages alone do not: a model may be trained on the very corpus it will search, and the training and
+    test splits of one collection share theirs by design. What must not recur is the question whose answer is
+    being tested.
+    """
+    return [leak for leak in leaks if leak.field == "query"]
+
+
+def _fields(pair: TrainingPair) -> Iterator[tuple[Field, str]]:
+    yield "query", pair.query
+    yield "positive", pair.positive
+    for negative in pair.negatives:
+        yield "negative", negative
+
+
+def _passage_texts(collection: Collection, wanted: Passages) -> Iterator[tuple[str, str]]:
+    if wanted == "none":
+        return
+    judged = {passage_id for grades in collection.judgements.values() for passage_id in grades}
+    for passage in collection.corpus:
+        if wanted == "all" or passage.id in judged:
+            yield passage.id, passage.full_text
+            if passage.title and passage.text:
+                yield passage.id, passage.text

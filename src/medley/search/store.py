@@ -1,0 +1,138 @@
+"""Vectors by text, on disk: a text is encoded once for a model and a prompt, whatever collections share it.
+
+In: texts and a function that encodes them. Out: their vectors, read from memory-mapped files on demand. A key is
+the hash of role, prompt and text; the folder is named by the fingerprint of the model, so a vector is only found by
+what decides it. Vectors come in segments, `<name>.vectors.npy` (n, H) float32 and then `<name>.keys.npy`; a segment
+whose keys are there is whole, so killed work loses at most one, and two processes can write beside each other.
+shards.py keeps the vectors of one corpus in its order; this keeps texts that come in any.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medley.errors import ModelError
+from medley.files import writing
+from medley.fingerprint import fingerprint_texts
+from medley.progress import progress
+
+SEGMENT_ROWS = 8_192
+"""Vectors a segment holds: what a kill can cost."""
+CHUNK = 2_048
+"""Texts that are in memory at once."""
+KEY = np.dtype("S16")
+"""The first 128 bits of a SHA-256; a billion texts share one with a probability of 1e-21."""
+
+EncodeChunks = Callable[[Iterable[list[str]]], Iterator[np.ndarray]]
+"""Chunks of texts to float32 vectors of shape (N, H), in their order; several may be under way at once."""
+
+
+@dataclass(frozen=True)
+class StoredVectors:
+    """The vectors of some texts, in their order, read from segments on demand: float32 of shape (N, H)."""
+
+    segments: tuple[Path, ...]
+    starts: np.ndarray
+    """The first row of each segment, and the number of all rows."""
+    rows: np.ndarray
+    """For each text its row, counted over all segments."""
+    dimension: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, H)."""
+        return len(self.rows), self.dimension
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, places: slice | np.ndarray) -> np.ndarray:
+        """Vectors at these places. Raises ModelError for a segment that is missing or damaged."""
+        rows = self.rows[places]
+        vectors = np.empty((len(rows), self.dimension), dtype=np.float32)
+        of = np.searchsorted(self.starts, rows, side="right") - 1
+        for segment in np.unique(of).tolist():
+            here = of == segment
+            vectors[here] = self._open(segment)[rows[here] - self.starts[segment]]
+        return vectors
+
+    def _open(self, segment: int) -> np.ndarray:
+        path = self.segments[segment]
+        wanted = (int(self.starts[segment + 1] - self.starts[segment]), self.dimension)
+        try:
+            vectors = np.load(path, mmap_mode="r")
+        except (OSError, ValueError) as problem:
+            raise ModelError(
+                f"{path}: cannot be read ({problem}); remove the folder and encode again."
+            ) from problem
+        if vectors.shape != wanted or vectors.dtype != np.float32:
+            raise ModelError(
+                f"{path}: holds {vectors.dtype} of shape {vectors.shape}, not float32 of shape {wanted}; "
+                "remove the folder and encode again."
+            )
+        return vectors
+
+
+def stored_vectors(
+    folder: Path, context: str, texts: Sequence[str], encode: EncodeChunks, *, label: str = "texts"
+) -> StoredVectors:
+    """Vectors of texts, those that `folder` does not hold yet encoded and written there first.
+
+    `folder` belongs to one model; `context` is what else decides a vector beside the text (role and prompt). A text
+    that comes twice is encoded once. `texts` may read from disk: it is gone through once, and missing ones again.
+    """
+    wanted = np.concatenate(
+        [np.zeros(0, KEY), *(_keys(context, texts[i : i + CHUNK]) for i in range(0, len(texts), CHUNK))]
+    )
+    segments, starts, known = _known(folder)
+    new = np.setdiff1d(wanted, known)
+    if len(new):
+        firsts = np.unique(wanted, return_index=True)
+        missing = np.sort(firsts[1][np.isin(firsts[0], new, assume_unique=True)])
+        chunks = [missing[start : start + CHUNK] for start in range(0, len(missing), CHUNK)]
+        waiting: list[np.ndarray] = []
+        written = encoded = 0
+        with progress(f"encoding {label}", len(missing)) as advance:
+            for vectors in encode([texts[int(row)] for row in chunk] for chunk in chunks):
+                waiting.append(np.asarray(vectors, dtype=np.float32))
+                encoded += len(vectors)
+                advance(len(vectors))
+                if encoded - written >= SEGMENT_ROWS or encoded == len(missing):
+                    _write(folder, wanted[missing[written:encoded]], np.concatenate(waiting))
+                    waiting, written = [], encoded
+        segments, starts, known = _known(folder)
+    order = np.argsort(known, kind="stable")
+    rows = order[np.searchsorted(known, wanted, sorter=order)] if len(wanted) else np.zeros(0, np.int64)
+    dimension = int(np.load(segments[0], mmap_mode="r").shape[1]) if segments else 0
+    return StoredVectors(segments, starts, rows, dimension)
+
+
+def _keys(context: str, texts: Sequence[str]) -> np.ndarray:
+    start = hashlib.sha256(f"{len(context)}:{context}".encode("utf-8", "surrogatepass"))
+    keys = []
+    for text in texts:
+        digest = start.copy()
+        digest.update(text.encode("utf-8", "surrogatepass"))
+        keys.append(digest.digest()[: KEY.itemsize])
+    return np.frombuffer(b"".join(keys), dtype=KEY)
+
+
+def _known(folder: Path) -> tuple[tuple[Path, ...], np.ndarray, np.ndarray]:
+    """The segments of a folder, the first row of each, and the keys of all rows."""
+    key_files = sorted(folder.glob("[0-9a-f]*.keys.npy"))
+    keys = [np.load(file).view(KEY).reshape(-1) for file in key_files]
+    starts = np.concatenate([[0], np.cumsum([len(own) for own in keys])]).astype(np.int64)
+    segments = tuple(file.with_name(file.name.replace(".keys.", ".vectors.")) for file in key_files)
+    return segments, starts, np.concatenate([np.zeros(0, KEY), *keys])
+
+
+def _write(folder: Path, keys: np.ndarray, vectors: np.ndarray) -> None:
+    name = fingerprint_texts([keys.tobytes().hex()])
+    for part, values in (("vectors", vectors), ("keys", keys.view(np.uint8).reshape(len(keys), -1))):
+        with writing(folder / f"{name}.{part}.npy") as temporary, temporary.open("wb") as stream:
+            np.save(stream, values)
