@@ -26,7 +26,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from medley.base import resolve_base
 from medley.collections import Collection, load_collection
 from medley.encoder import Retriever, RetrieverSettings, build_retriever
 from medley.evaluate.scores import evaluate_retriever
@@ -41,6 +40,7 @@ from medley.merge.settings import MergeParameters, SearchSettings
 from medley.merge.space import SearchSpace
 from medley.mine.negatives import mine_negatives
 from medley.mine.settings import MiningSettings
+from medley.model_name import resolve_base
 from medley.pairs import TrainingPair
 from medley.progress import progress, say
 from medley.train.contrastive import train

@@ -20,11 +20,11 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "bundled" not in path
 LAYERS = (
     {"errors"},
     {"files", "fingerprint", "progress", "overlap", "template", "collections", "documents", "mteb_tasks", "pairs",
-     "leaks", "origins", "prompt_file", "hub", "base", "statistics"},
+     "leaks", "origins", "prompt_file", "hub", "model_name", "statistics"},
     {"run"},
     {"llm", "batches", "encoder", "search", "lowrank", "expert", "prefix"},
     {"mine", "synthesize", "guard", "review", "prompts", "train", "merge", "evaluate", "report"},
-    {"recipe", "recipe_data"},  # every stage's settings in one file; the stages themselves it does not call
+    {"recipe", "recipe_data", "recipe_places"},  # every stage's settings in one file; the stages themselves it does not call
     {"pipeline"},
     {"cli", "cli_compare", "cli_evaluate", "cli_guard", "cli_leaks", "cli_llm", "cli_prompts", "cli_synthesize",
      "cli_train", "__main__", "tables"},

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from medley.base import check_decoder, location_of, resolve_base
 from medley.batches import encode_in_batches, takes_tokens
 from medley.collections import Passage
 from medley.errors import ModelError
 from medley.files import explained_write_errors, read_json, write_json, writing
 from medley.fingerprint import fingerprint
+from medley.model_name import check_decoder, location_of, resolve_base
 from medley.template import TEMPLATES, Template
 
 if TYPE_CHECKING:
@@ -272,7 +272,7 @@ def encode_passages(
 def encode_with_gradient(
     retriever: Retriever, texts: Sequence[str], *, task: Literal["query", "document"], prompt: str
 ) -> torch.Tensor:
-    """A batch of texts as `encode_queries` and `encode_passages` make them: float32 (N, H) with gradient, for a loss."""
+    """A batch of texts as `encode_queries` and `encode_passages` make them: float32 (N, H), with gradient."""
     from sentence_transformers.util import batch_to_device
 
     model = retriever.model

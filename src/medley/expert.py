@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from medley.base import resolve_base
 from medley.encoder import (
     DESCRIPTION,
     Retriever,
@@ -31,6 +30,7 @@ from medley.errors import ModelError
 from medley.files import explained_write_errors, read_json, write_json, writing
 from medley.fingerprint import fingerprint
 from medley.lowrank import LowRank, attach, backbone
+from medley.model_name import resolve_base
 
 if TYPE_CHECKING:
     import torch

@@ -32,8 +32,8 @@ from medley.recipe_data import (
     check_writer,
     refuse_elsewhere,
 )
+from medley.recipe_places import with_places
 from medley.statistics.demands import Demand
-from medley.synthesize.queries import QuerySettings
 from medley.train.settings import PretrainSettings, TrainSettings
 
 Baseline = Literal["bm25", "base", "experts", "all"]
@@ -353,78 +353,7 @@ def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
         recipe = Recipe.model_validate(raw)
     except ValidationError as problem:
         raise RecipeError(f"{where}: {explain(problem, Recipe)}") from problem
-    return _with_places(recipe)
-
-
-def _with_places(recipe: Recipe) -> Recipe:
-    """The recipe with absolute local paths and a split after every collection (dev to choose, test to prove)."""
-
-    def placed(specs: Sequence[str], default_split: str) -> list[str]:
-        named = [split_spec(spec, default_split) for spec in specs]
-        return [f"{_absolute(name)}:{split}" for name, split in named]
-
-    def source(given: Source) -> Source:
-        given_places = {"pairs": given.pairs, "collection": given.collection, "corpus": given.corpus}
-        places = {key: value and _absolute(value) for key, value in given_places.items()}
-        return given.model_copy(update={**places, "queries": given.queries and queries(given.queries)})
-
-    def queries(given: QuerySettings) -> QuerySettings:
-        filter = given.consistency
-        placed = filter and filter.model_copy(update={"retriever": _absolute(filter.retriever)})
-        return given.model_copy(update={"consistency": placed})
-
-    def expert(given: Expert) -> Expert:
-        return given.model_copy(update={"dev": None if given.dev is None else placed(given.dev, "dev")})
-
-    mined, pretrain, guard = recipe.negatives.mined, recipe.pretrain, recipe.negatives.guard
-    evaluate, merge = recipe.evaluate, recipe.merge
-    return recipe.model_copy(
-        update={
-            "base": _absolute(recipe.base),
-            "sources": {name: source(given) for name, given in recipe.sources.items()},
-            "experts": {name: expert(given) for name, given in recipe.experts.items()},
-            "negatives": recipe.negatives.model_copy(
-                update={
-                    "mined": mined and mined.model_copy(update={"retriever": _absolute(mined.retriever)}),
-                    "guard": guard.model_copy(
-                        update={"retriever": guard.retriever and _absolute(guard.retriever)}
-                    ),
-                }
-            ),
-            "pretrain": pretrain
-            and pretrain.model_copy(
-                update={
-                    "collections": placed(pretrain.collections, "train"),
-                    "documents": [_absolute(path) for path in pretrain.documents],
-                }
-            ),
-            "prompts": recipe.prompts.model_copy(
-                update={"library": recipe.prompts.library and Path(_absolute(str(recipe.prompts.library)))}
-            ),
-            "merge": merge.model_copy(update={"dev": placed(merge.dev, "dev")}),
-            "evaluate": evaluate.model_copy(
-                update={
-                    "groups": {name: placed(specs, "test") for name, specs in evaluate.groups.items()},
-                    "instructions": {
-                        placed([spec], "test")[0]: text for spec, text in evaluate.instructions.items()
-                    },
-                    "systems": {name: _absolute_system(system) for name, system in evaluate.systems.items()},
-                }
-            ),
-        }
-    )
-
-
-def _absolute_system(system: str) -> str:
-    """A system's name with an absolute path, where it is one; `+bm25` stays behind it."""
-    base = system.removesuffix("+bm25")
-    return system if base in ("merged", "base", "all") else _absolute(base) + system[len(base) :]
-
-
-def _absolute(path: str) -> str:
-    expanded = Path(path).expanduser()
-    keep = "$" in path or path in ("tiny", "bm25") or path.startswith("demo/")
-    return path if keep or not expanded.exists() else str(expanded.resolve())
+    return with_places(recipe)
 
 
 def write_recipe(recipe: Recipe) -> str:

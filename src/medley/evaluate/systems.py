@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medley.base import check_decoder, model_identity, resolve_base
 from medley.collections import Collection
 from medley.encoder import RetrieverSettings, build_retriever, open_retriever
 from medley.errors import InputError, ModelError
 from medley.evaluate.endpoint import embedder_of_server, is_server, server_of
 from medley.evaluate.scores import DEPTH, score_rankings
 from medley.fingerprint import fingerprint
+from medley.model_name import check_decoder, model_identity, resolve_base
 from medley.progress import say
 from medley.search import Embedder, Rankings, embedder_of, fuse, rank_with_embedder
 from medley.search.embedder import passage_vectors

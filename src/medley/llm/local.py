@@ -11,12 +11,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from medley.base import model_identity, resolve_base
 from medley.encoder import quiet_loading
 from medley.errors import ModelError
 from medley.llm.ledger import Books, Ledger
 from medley.llm.messages import Ask, Message, Reply, Request, Sampling, as_json
 from medley.llm.settings import LlmSettings
+from medley.model_name import model_identity, resolve_base
 
 if TYPE_CHECKING:
     import torch

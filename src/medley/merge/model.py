@@ -241,7 +241,7 @@ def provenance(merge: Merge) -> dict[str, Any]:
 
 def _card(file: MergeFile, title: str, experts: Mapping[str, str], details: Mapping[str, Any] | None) -> str:
     """The model card of a merge."""
-    from medley.base import resolve_base
+    from medley.model_name import resolve_base
 
     folders = {"base": Path(resolve_base(file.base)), **{name: Path(at) for name, at in file.experts.items()}}
     parameters = file.parameters.in_order(list(file.experts)).given()

@@ -9,8 +9,8 @@ import gzip
 import math
 from pathlib import Path
 
-from medley.base import resolve_base
 from medley.merge.settings import SearchSettings
+from medley.model_name import resolve_base
 from medley.pipeline.inputs import Inputs, expanded
 from medley.prompts.edit import PER_ROUND, ROUNDS
 from medley.prompts.generic import AT_ONCE

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medley.base import model_identity
 from medley.collections import Collection, FolderCorpus, Passage, load_collection, load_corpus
 from medley.documents import shards_of
 from medley.encoder import Retriever
 from medley.errors import InputError, PairsError
 from medley.fingerprint import fingerprint, fingerprint_file, fingerprint_path, fingerprint_texts
+from medley.model_name import model_identity
 from medley.pairs import read_pairs
 
 ALL = "all"

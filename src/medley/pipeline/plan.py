@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from medley.base import check_decoder
 from medley.evaluate.endpoint import is_server
 from medley.evaluate.systems import base_name, own_variant
 from medley.fingerprint import code_of
 from medley.guard.judge import read_judge_prompt
+from medley.model_name import check_decoder
 from medley.pipeline import cost, data, llm_cost, models, proof, training
 from medley.pipeline.inputs import ALL, Inputs
 from medley.recipe import Expert, Recipe, Source

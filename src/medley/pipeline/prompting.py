@@ -124,10 +124,10 @@ def export_with_instruction(model: str, instruction: str, folder: Path) -> None:
 
     Raises ModelError when the written folder does not encode as the model does under that instruction.
     """
-    from medley.base import resolve_base
     from medley.encoder import DESCRIPTION, describe, open_retriever
     from medley.files import read_json
     from medley.merge.export import Probe, encode_probe, export
+    from medley.model_name import resolve_base
 
     probe = Probe()
     saved_in = next(open_retriever(model).model.parameters()).dtype

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medley.base import check_decoder, model_identity, resolve_base
 from medley.documents import Shard, read_documents
 from medley.encoder import DESCRIPTION, FORMAT, quiet_loading
 from medley.errors import ModelError, PairsError
 from medley.expert import adapter_content, backbone_fingerprint, write_adapter
 from medley.files import explained_write_errors, read_json, remove, write_json, writing
 from medley.fingerprint import fingerprint, fingerprint_texts
+from medley.model_name import check_decoder, model_identity, resolve_base
 from medley.progress import progress, say
 from medley.train.processes import is_first, join, shared
 from medley.train.settings import LanguageSettings
