@@ -220,18 +220,9 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _instructions_can_be_found(self) -> Recipe:
-        own = {name: e.prompts for name, e in self.experts.items() if e.prompts is not None}
         if self.condition is not None:
-            check_stm_condition(
-                self.condition,
-                self.negatives,
-                self.prompts.method,
-                {n: e.negatives for n, e in self.experts.items()},
-            )
-            for name in own:
-                raise ValueError(
-                    f"experts.{name}.prompts: `condition` says it for all experts; take one of the two out"
-                )
+            own = {name: (expert.negatives, expert.prompts) for name, expert in self.experts.items()}
+            check_stm_condition(self.condition, self.negatives, self.prompts.method, own)
         methods = {self.prompt_method(expert) for expert in self.experts.values()} | {
             self.merged_prompt_method
         }

@@ -228,22 +228,26 @@ def check_condition(negatives: NegativeSettings, own: Sequence[str], used: int) 
 
 
 def check_stm_condition(
-    condition: StmCondition, negatives: NegativeSettings, method: str, own: Mapping[str, object]
+    condition: StmCondition,
+    negatives: NegativeSettings,
+    method: str,
+    own: Mapping[str, tuple[object, object]],
 ) -> None:
     """A condition decides kinds of negatives and prompts for all experts. Raises ValueError naming the other key.
 
-    `method` is prompts.method; `own` has what each expert says of its negatives, None for nothing.
+    `method` is prompts.method; `own` has what each expert says of its negatives and prompts, None for nothing.
     """
     for key, value in (("kinds", negatives.kinds), ("condition", negatives.condition)):
         if value is not None:
             raise ValueError(
                 f"negatives.{key}: `condition` says which negatives are used; set one of the two to null"
             )
-    for name, kinds in own.items():
-        if kinds is not None:
-            raise ValueError(
-                f"experts.{name}.negatives: `condition` says it for all experts; take one of the two out"
-            )
+    for name, said in own.items():
+        for key, value in zip(("negatives", "prompts"), said, strict=True):
+            if value is not None:
+                raise ValueError(
+                    f"experts.{name}.{key}: `condition` says it for all experts; take one of the two out"
+                )
     wanted = STM_CONDITIONS[condition]
     if "generated" in wanted.kinds and negatives.generated is None:
         raise ValueError(

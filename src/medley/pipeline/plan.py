@@ -12,6 +12,7 @@ from medley.guard.judge import read_judge_prompt
 from medley.model_name import check_decoder
 from medley.pipeline import cost, data, llm_cost, models, proof, training
 from medley.pipeline.inputs import ALL, Inputs
+from medley.pipeline.prompting import PROMPT_CODE, prompt_settings
 from medley.recipe import Expert, Recipe, Source
 from medley.run import Step
 
@@ -35,18 +36,6 @@ Mining precedes synthesis because a generated negative is to be harder than the 
 
 GUARD_CODE = ("pipeline/guarding.py", "guard", "origins.py", "overlap.py", "prompt_file.py", "search")
 """What looks at every negative that a stage makes, beside the stage's own code."""
-
-
-PROMPT_CODE = (
-    "pipeline/models.py",
-    "pipeline/prompting.py",
-    "prompts",
-    "prefix.py",
-    "merge/pool.py",
-    "search",
-    "llm",
-)
-"""What finds and proves instructions."""
 
 
 WRITING_CODE = ("pipeline/writing.py", "synthesize", "llm", "overlap.py", "search")
@@ -268,7 +257,7 @@ def _model_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                 name,
                 {
                     **base,
-                    **_prompt_settings(recipe, inputs, method, dev),
+                    **prompt_settings(recipe, inputs, method, dev, _llm_settings(recipe, inputs)),
                     "seed_instruction": recipe.sources[expert.sources[0]].instruction,
                     "seed": recipe.seed,
                 },
@@ -310,7 +299,13 @@ def _model_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                 "instruction",
                 {
                     **base,
-                    **_prompt_settings(recipe, inputs, recipe.merged_prompt_method, recipe.merge.dev),
+                    **prompt_settings(
+                        recipe,
+                        inputs,
+                        recipe.merged_prompt_method,
+                        recipe.merge.dev,
+                        _llm_settings(recipe, inputs),
+                    ),
                     "seed": recipe.seed,
                 },
                 partial(models.build_merged_instruction, recipe, inputs),
@@ -331,22 +326,6 @@ def _model_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
         )
     )
     return steps
-
-
-def _prompt_settings(recipe: Recipe, inputs: Inputs, method: str, dev: list[str]) -> dict[str, object]:
-    """All that decides how an instruction is found, beside the base and the instruction to start from."""
-    if method == "none":
-        return {"method": method}
-    prompts = recipe.prompts
-    asks = method in ("gepa", "generic")
-    used = {"gepa": {"budget", "queries", "alpha"}, "generic": {"count"}}.get(method, {"queries", "alpha"})
-    return {
-        "method": method,
-        **prompts.model_dump(mode="json", include=used),
-        "library": inputs.file(str(prompts.library)) if prompts.library else None,
-        "llm": _llm_settings(recipe, inputs) if asks else None,
-        "dev": inputs.collection_identities(dev),
-    }
 
 
 def _all_data(recipe: Recipe) -> Expert:

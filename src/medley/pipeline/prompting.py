@@ -5,7 +5,7 @@ For a run (models.py), for `medley tune-prompt`, and for Python: `tune` chooses 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medley.files import write_json
+from medley.pipeline.inputs import Inputs
 from medley.prompts.choose import Chat, Choice, choose
 from medley.prompts.library import DEFAULT
 from medley.prompts.scoring import DevSet, Scorer
@@ -23,6 +24,17 @@ if TYPE_CHECKING:
     from medley.encoder import Retriever
     from medley.llm import LlmSettings
     from medley.merge.pool import DevPool
+
+PROMPT_CODE = (
+    "pipeline/models.py",
+    "pipeline/prompting.py",
+    "prompts",
+    "prefix.py",
+    "merge/pool.py",
+    "search",
+    "llm",
+)
+"""What finds and proves instructions."""
 
 
 def tune(
@@ -88,6 +100,26 @@ def paired_test(seed: int) -> Any:
     from medley.evaluate.compare import compare
 
     return lambda a, b: compare(a, b, seed=seed).as_json()
+
+
+def prompt_settings(
+    recipe: Recipe, inputs: Inputs, method: str, dev: Sequence[str], llm: Mapping[str, object] | None
+) -> dict[str, object]:
+    """All that decides how an instruction is found, beside the base and the instruction to start from.
+
+    `llm` is what of the language model decides its replies.
+    """
+    if method == "none":
+        return {"method": method}
+    used = {"gepa": {"budget", "queries", "alpha"}, "generic": {"count"}}.get(method, {"queries", "alpha"})
+    library = recipe.prompts.library
+    return {
+        "method": method,
+        **recipe.prompts.model_dump(mode="json", include=used),
+        "library": inputs.file(str(library)) if library else None,
+        "llm": llm if method in ("gepa", "generic") else None,
+        "dev": inputs.collection_identities(dev),
+    }
 
 
 def seed_instruction_of(recipe: Recipe, expert: Expert) -> str:
