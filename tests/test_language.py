@@ -13,7 +13,8 @@ from medley.documents import shards_of
 from medley.encoder import RetrieverSettings, build_retriever
 from medley.errors import PairsError
 from medley.expert import base_fingerprint, check_compatible, read_expert
-from medley.train.language import token_file, train_language
+from medley.train.blocks import token_file
+from medley.train.language import train_language
 from medley.train.settings import LanguageSettings, LoraSettings
 from small import medley, write_lines
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import runpy
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -56,29 +61,45 @@ if is_first():
 """
 
 
-def launched(processes: int, *command: object) -> subprocess.CompletedProcess[str]:
-    """A command under torchrun, or alone where one process is asked for."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else []), *map(str, command)],
-        capture_output=True, text=True, timeout=500, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+def two_processes(*command: object) -> list[str]:
+    """What each of two processes of one command prints, started as a launcher starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        printed = [process.communicate(timeout=580) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], printed[0][1][-3000:]
+    return [out for out, _ in printed]
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(tiny_model_folder, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    found = []
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
+    rows = [{"text": f"insulin lowers glucose {n} and the fox jumps over dog {n}"} for n in range(40)]
+    for folder in (tmp_path / "one", tmp_path / "two"):
         folder.mkdir()
-        rows = [{"text": f"insulin lowers glucose {n} and the fox jumps over dog {n}"} for n in range(40)]
         write_lines(folder / "t.jsonl", rows)
-        done = launched(processes, script, tiny_model_folder, folder)
-        assert done.returncode == 0, done.stderr[-3000:]
-        found.append(json.loads(done.stdout.splitlines()[-1]))
-    one, two = found
+    with (
+        mock.patch.object(sys, "argv", ["", str(tiny_model_folder), str(tmp_path / "one")]),
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+    ):
+        runpy.run_path(str(script))
+    one = json.loads(printed.getvalue().splitlines()[-1])
+    first, second = two_processes(script, tiny_model_folder, tmp_path / "two")
+    two = json.loads(first.splitlines()[-1])
+    assert not second, "only the first process reports"
     assert len(one["losses"]) == 6 and one["kept"] == two["kept"]
     for key in ("losses", "dev", "language", "held_out"):
         np.testing.assert_allclose(two[key], one[key], atol=1e-5, err_msg=key)

@@ -211,8 +211,8 @@ def test_counts_losses_and_choices_are_those_of_the_files(page: Page, run: Path)
 def test_what_dev_said_of_a_training_is_shown(run: Path) -> None:
     text = write_report(run).read_text(encoding="utf-8")
     assert text.count("Dev nDCG@10: ") == 1 == text.count(f"Dev nDCG@10 of {EXPERTS[0]}: ")
-    assert "0.410 to 0.442 (+0.032) at step 30, 0.5 of its update, stopped early" in text
-    assert "<title>step 30, 0.5 of its update: 0.442</title>" in text
+    assert ".410 to .442 (+.032) at step 30, 0.5 of its update, stopped early" in text
+    assert "<title>step 30, 0.5 of its update: .442</title>" in text
     base = DevPoint(step=0, scale=1, score=0.5)
     assert "stays the base" in dev_chart(DevCurve(points=[base], chosen=base), name="one")
 

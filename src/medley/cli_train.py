@@ -14,6 +14,8 @@ import typer
 from medley.errors import InputError
 
 if TYPE_CHECKING:
+    from medley.encoder import RetrieverSettings
+    from medley.train.contrastive import Training
     from medley.train.settings import LanguageSettings, TrainSettings
 
 OBJECTIVES = ("contrastive", "language")
@@ -53,6 +55,10 @@ def train(
         typer.Option("--set", help="Any other setting of the recipe's `train`: key.sub=value."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 13,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Print what it will take, from a few measured passes; train nothing."),
+    ] = False,
 ) -> None:
     """Train one expert on a pairs file, or a domain base on raw text; goes on where it was killed."""
     given: dict[str, Any] = {"epochs": epochs}
@@ -62,6 +68,10 @@ def train(
     if objective not in OBJECTIVES:
         raise InputError(f"--objective {objective}: not known; choose {' or '.join(OBJECTIVES)}.")
     if objective == "language":
+        if plan:
+            raise InputError(
+                "--plan: measures contrastive training only; leave it out with --objective language."
+            )
         if not text or pairs or dev:
             raise InputError(
                 "--objective language: give raw text with --text, and neither --pairs nor --dev."
@@ -72,7 +82,11 @@ def train(
             raise InputError("--objective contrastive: give a pairs file with --pairs, and no --text.")
         given |= {"early_stopping": {}} if dev else {}
         settings = _settings(given, overrides, language=False)
-        result = _contrastive(base, pairs, out, settings, dev or [], instruction, seed)
+        result = (
+            _planned(base, pairs, settings, instruction, seed)
+            if plan
+            else _contrastive(base, pairs, out, settings, dev or [], instruction, seed)
+        )
     from medley.train.processes import is_first
 
     if is_first():
@@ -111,36 +125,64 @@ def _contrastive(
     instruction: str,
     seed: int,
 ) -> dict[str, Any]:
-    from dataclasses import asdict
+    import shutil
 
-    from medley.encoder import RetrieverSettings, build_retriever, save_retriever
+    from medley.encoder import build_retriever, save_retriever
     from medley.expert import base_fingerprint, save_expert
-    from medley.files import remove
+    from medley.files import remove, writing
     from medley.pairs import read_pairs
-    from medley.pipeline.training import score_on_collections
-    from medley.train.contrastive import train as train_retriever
+    from medley.pipeline.training import pools_of, score_on
     from medley.train.processes import is_first, join
+    from medley.train.trials import train_best
 
     rows = read_pairs(pairs)
     join()
     stopping = settings.early_stopping
-    score = score_on_collections(dev, stopping, seed=seed) if stopping and dev else None
-    # all weights need float32 to take small steps; an adapter has its own
-    how = RetrieverSettings.model_validate({"dtype": "bfloat16" if settings.lora else "float32"})
+    pools = pools_of(dev, stopping, seed=seed) if stopping else []
+    how = _retriever_settings(settings)
     retriever = build_retriever(base, how, instruction=instruction or rows[0].instruction)
     identity = base_fingerprint(retriever)
+
+    def save(folder: Path, training: Training) -> None:
+        if settings.lora is not None:
+            save_expert(retriever, folder, base=base, base_identity=identity, settings=how)
+            return
+        origin = {"base": base, "base_identity": identity, "retriever": how.model_dump(mode="json")}
+        card = f"# Retriever trained from {base}\n\n{training.pairs} pairs, {training.steps} steps.\n"
+        save_retriever(retriever, folder, card=card, extra=origin)
+
     checkpoints = _checkpoints(out)
-    training = train_retriever(retriever, rows, settings, seed=seed, score=score, checkpoints=checkpoints)
+    best = train_best(
+        retriever, rows, settings, save, folder=checkpoints, seed=seed, label="train",
+        score=score_on(pools) if pools else None, dev=[pool.identity for pool in pools],
+    )  # fmt: skip
     if is_first():
-        if settings.lora is None:
-            card = f"# Retriever trained from {base}\n\n{training.pairs} pairs, {training.steps} steps.\n"
-            origin = {"base": base, "base_identity": identity, "retriever": how.model_dump(mode="json")}
-            save_retriever(retriever, out, card=card, extra=origin)
-        else:
-            save_expert(retriever, out, base=base, base_identity=identity, settings=how)
+        with writing(out) as temporary:
+            shutil.copytree(best.result, temporary)
         remove(checkpoints)
-    result = {"pairs": training.pairs, "steps": training.steps, "loss": training.losses[-1]["loss"]}
-    return result | ({"dev": asdict(training.dev.chosen)} if training.dev else {})
+    report = best.report
+    result = {"pairs": report["pairs"], "steps": report["steps"], "loss": report["losses"][-1]["loss"]}
+    if len(report.get("tried", ())) > 1:
+        result["learning_rate"] = best.learning_rate
+    return result | ({"dev": report["dev"]["chosen"]} if report["dev"] else {})
+
+
+def _retriever_settings(settings: TrainSettings) -> RetrieverSettings:
+    """All weights need float32 to take small steps; an adapter has its own."""
+    from medley.encoder import RetrieverSettings
+
+    return RetrieverSettings.model_validate({"dtype": "bfloat16" if settings.lora else "float32"})
+
+
+def _planned(base: str, pairs: Path, settings: TrainSettings, instruction: str, seed: int) -> dict[str, Any]:
+    from medley.encoder import build_retriever
+    from medley.pairs import read_pairs
+    from medley.train.preflight import preflight
+
+    rows = read_pairs(pairs)
+    how = _retriever_settings(settings)
+    retriever = build_retriever(base, how, instruction=instruction or rows[0].instruction)
+    return preflight(retriever, rows, settings, seed=seed).as_json()
 
 
 def _checkpoints(out: Path) -> Path:

@@ -233,6 +233,16 @@ class Recipe(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _experts_can_be_merged(self) -> Recipe:
+        """Told here, before hours of training."""
+        if self.train.lora is None:
+            raise ValueError(
+                "train.lora: the experts of a recipe are adapters, which are merged exactly; "
+                "for all weights use `medley train --full` and a merge file"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _judge_can_be_asked(self) -> Recipe:
         if self.negatives.guard.judge is not None and self.llm is None:
             raise ValueError(

@@ -43,12 +43,14 @@ def rows_of(source: Source, inputs: Inputs) -> int:
 def cost_of_training(recipe: Recipe, inputs: Inputs, sources: list[str], dev: list[str]) -> Cost:
     """Texts that go forward and backward through the model; with early stopping also those encoded on dev, at most."""
     rows = sum(rows_of(recipe.sources[name], inputs) for name in sources)
-    trained = {"texts_trained": rows * recipe.train.epochs * (2 + recipe.train.negatives)}
+    texts = rows * recipe.train.epochs * (2 + recipe.train.negatives)
     stopping = recipe.train.early_stopping
     if stopping is None:
-        return trained
+        return {"texts_trained": texts}
+    trials = max(1, len(set(stopping.learning_rates)))
     scores = 1 + math.ceil(recipe.train.epochs / stopping.every_epochs) + 2 * len(stopping.scales)
-    return trained | {"texts_encoded": scores * sum(pool_texts(stopping, inputs, dev))}
+    encoded = scores * sum(pool_texts(stopping, inputs, dev))
+    return {"texts_trained": trials * texts, "texts_encoded": trials * encoded}
 
 
 def pool_texts(search: SearchSettings | EarlyStopping, inputs: Inputs, specs: list[str]) -> tuple[int, int]:

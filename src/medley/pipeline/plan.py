@@ -15,6 +15,7 @@ from medley.pipeline.inputs import ALL, Inputs
 from medley.pipeline.prompting import PROMPT_CODE, prompt_settings
 from medley.recipe import Expert, Recipe, Source
 from medley.run import Step
+from medley.train.trainer import COSTS_NOTHING
 
 STAGES = (
     "sources",
@@ -239,7 +240,9 @@ def _model_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                 "base",
                 {
                     **base,
-                    "pretrain": recipe.pretrain.model_dump(mode="json", exclude={"collections", "documents"}),
+                    "pretrain": recipe.pretrain.model_dump(
+                        mode="json", exclude={"collections": True, "documents": True, "train": COSTS_NOTHING}
+                    ),
                     "texts": inputs.text_identities(recipe.pretrain.collections, recipe.pretrain.documents),
                     "dev": inputs.collection_identities(dev),
                     "seed": recipe.seed,
@@ -349,7 +352,7 @@ def _train_step(recipe: Recipe, inputs: Inputs, name: str, experts: dict[str, Ex
                 member: {"sources": expert.sources, "negatives": recipe.kinds_of(expert)}
                 for member, expert in experts.items()
             },
-            "train": recipe.train.model_dump(mode="json", exclude={"report_to"}),
+            "train": recipe.train.model_dump(mode="json", exclude=COSTS_NOTHING),
             "dev": inputs.collection_identities(dev),
             "instructions": [recipe.instruction_for(spec) for spec in dev],
             "seed": recipe.seed,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medley.documents import shards_of
 from medley.encoder import Retriever, build_retriever, save_retriever, with_instruction
 from medley.files import read_json, remove, write_json
 from medley.fingerprint import fingerprint
+from medley.merge.pool import DevPool, build_pool, score_candidate
 from medley.pairs import TrainingPair
 from medley.pipeline.data import assemble_pairs
 from medley.pipeline.inputs import Inputs, expanded
@@ -20,6 +22,9 @@ from medley.recipe import Expert, Recipe
 from medley.train.processes import is_first, wait
 from medley.train.settings import EarlyStopping, TrainSettings
 from medley.train.stopping import Score
+
+if TYPE_CHECKING:
+    from medley.train.contrastive import Training
 
 TRAINING = "training.json"
 CHECKPOINTS = "checkpoints"
@@ -51,8 +56,10 @@ def build_pretrained(recipe: Recipe, inputs: Inputs, out: Path, _: Mapping[str, 
     wait()
     pairs = PairStore(store)
     retriever = build_retriever(recipe.base, recipe.retriever)
-    score = _dev_score(recipe, inputs, settings.train)
-    checkpoints = out.parents[2] / CHECKPOINTS / "pretrain"
+    pools = _dev_pools(recipe, inputs, settings.train)
+    score = score_on(pools) if pools else None
+    place = out.parents[2] / CHECKPOINTS / "pretrain"
+    checkpoints = place / fingerprint([pool.identity for pool in pools])
     training = train(
         retriever, pairs, settings.train, seed=recipe.seed, label="pretrain", score=score, checkpoints=checkpoints
     )  # fmt: skip
@@ -64,7 +71,7 @@ def build_pretrained(recipe: Recipe, inputs: Inputs, out: Path, _: Mapping[str, 
     write_json(out / TRAINING, asdict(training))
     if is_first():
         remove(store)
-        remove(checkpoints)
+        remove(place)
     return {"pairs": training.pairs, "steps": training.steps}
 
 
@@ -80,25 +87,21 @@ def stopping_dev(recipe: Recipe, settings: TrainSettings, expert: Expert | None 
     return own or recipe.merge.dev
 
 
-def _dev_score(
+def _dev_pools(
     recipe: Recipe, inputs: Inputs, settings: TrainSettings, expert: Expert | None = None
-) -> Score | None:
-    """What a training asks for a retriever's score on dev; None where nothing stops it early."""
+) -> list[DevPool]:
+    """What a training is scored on; nothing where dev does not stop it."""
     stopping = settings.early_stopping
     if stopping is None:
-        return None
+        return []
     dev = stopping_dev(recipe, settings, expert)
-    return score_on(
-        [
-            dev_pool(recipe, inputs, spec, passages=stopping.pool_size, queries=stopping.queries)
-            for spec in dev
-        ]
-    )
+    return [
+        dev_pool(recipe, inputs, spec, passages=stopping.pool_size, queries=stopping.queries) for spec in dev
+    ]
 
 
-def score_on(pools: Sequence[Any]) -> Score:
+def score_on(pools: Sequence[DevPool]) -> Score:
     """A function that scores a retriever on dev pools: nDCG@10 of each."""
-    from medley.merge.pool import score_candidate
 
     def score(retriever: Retriever) -> Mapping[str, float]:
         return score_candidate(retriever, pools).scores
@@ -106,22 +109,19 @@ def score_on(pools: Sequence[Any]) -> Score:
     return score
 
 
-def score_on_collections(specs: Sequence[str], stopping: EarlyStopping, *, seed: int) -> Score:
-    """The same for collections by name, as `medley train --dev` gives them."""
+def pools_of(specs: Sequence[str], stopping: EarlyStopping, *, seed: int) -> list[DevPool]:
+    """The dev pools of collections by name, as `medley train --dev` gives them."""
     from medley.collections import load_collection
-    from medley.merge.pool import build_pool
 
-    return score_on(
-        [
-            build_pool(
-                load_collection(spec, default_split="dev"),
-                max_passages=stopping.pool_size,
-                max_queries=stopping.queries,
-                seed=seed,
-            )
-            for spec in specs
-        ]
-    )
+    return [
+        build_pool(
+            load_collection(spec, default_split="dev"),
+            max_passages=stopping.pool_size,
+            max_queries=stopping.queries,
+            seed=seed,
+        )
+        for spec in specs
+    ]
 
 
 def build_expert(
@@ -134,8 +134,7 @@ def build_expert(
 ) -> dict[str, Any]:
     """Train one adapter on the pairs of one expert, or of all experts together for the all-data model."""
     from medley.expert import base_fingerprint, save_expert
-    from medley.train.adapter import remove_adapter
-    from medley.train.contrastive import train
+    from medley.train.trials import train_best
 
     pairs: list[TrainingPair] = []
     for member, expert in experts.items():
@@ -149,34 +148,36 @@ def build_expert(
         else with_instruction(opened, instruction)
     )
     identity = base_fingerprint(retriever)
-    score = _dev_score(recipe, inputs, recipe.train, experts.get(name))
+    pools = _dev_pools(recipe, inputs, recipe.train, experts.get(name))
+
+    def save(folder: Path, training: Training) -> None:
+        save_expert(
+            retriever, folder, base=recipe.base, base_identity=identity, settings=recipe.retriever,
+            extra={
+                "name": name, "run": recipe.name, "training": {"pairs": training.pairs, "steps": training.steps},
+            },
+        )  # fmt: skip
+
     checkpoints = out.parents[2] / CHECKPOINTS / name
-    training = train(
-        retriever, pairs, recipe.train, seed=recipe.seed, label=f"train {name}", score=score, checkpoints=checkpoints
+    best = train_best(
+        retriever, pairs, recipe.train, save, folder=checkpoints, seed=recipe.seed, label=f"train {name}",
+        score=score_on(pools) if pools else None, dev=[pool.identity for pool in pools],
     )  # fmt: skip
+    inputs.bases[base_of(recipe, needs)] = retriever
+    shutil.copytree(best.result, out / "adapter")
     counts = {
         source: sum(pair.source == source for pair in pairs) for source in {pair.source for pair in pairs}
     }
-    report = {**asdict(training), "source_counts": dict(sorted(counts.items()))}
-    save_expert(
-        retriever,
-        out / "adapter",
-        base=recipe.base,
-        base_identity=identity,
-        settings=recipe.retriever,
-        extra={
-            "name": name,
-            "run": recipe.name,
-            "training": {"pairs": training.pairs, "steps": training.steps},
-        },
-    )
-    write_json(out / TRAINING, report)
-    remove_adapter(retriever)
-    inputs.bases[base_of(recipe, needs)] = retriever
+    write_json(out / TRAINING, {**best.report, "source_counts": dict(sorted(counts.items()))})
+    wait()
     if is_first():
         remove(checkpoints)
-    summary = {"pairs": training.pairs, "steps": training.steps, "final_loss": training.losses[-1]["loss"]}
-    return summary if training.dev is None else summary | {"dev": asdict(training.dev.chosen)}
+    report = best.report
+    summary = {
+        "pairs": report["pairs"], "steps": report["steps"], "final_loss": report["losses"][-1]["loss"],
+        "learning_rate": best.learning_rate,
+    }  # fmt: skip
+    return summary if report["dev"] is None else summary | {"dev": report["dev"]["chosen"]}
 
 
 def under_instructions(

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     import torch
 
 
+NEAR_ROWS = 256
+"""Positives that are held against all passages at a time."""
+
+
 @dataclass(frozen=True)
 class Texts:
     """The texts of a batch as the model reads them, prompts included, and their places.
@@ -133,12 +137,14 @@ def near_texts(passages: Sequence[str], positives: Sequence[int], threshold: flo
     held_DS = csr_array(
         (data, np.array(indices, dtype=np.int64), bounds), shape=(len(passages), max(len(names), 1))
     )
-    shared_QD = (held_DS[list(positives)] @ held_DS.T).tocoo()
-    union = sizes[np.array(positives)][shared_QD.row] + sizes[shared_QD.col] - shared_QD.data
-    near = shared_QD.data >= threshold * union - 1e-9
     found: list[set[int]] = [set() for _ in positives]
-    for query, column in zip(shared_QD.row[near].tolist(), shared_QD.col[near].tolist(), strict=True):
-        found[query].add(column)
+    for begin in range(0, len(positives), NEAR_ROWS):
+        part = np.asarray(positives[begin : begin + NEAR_ROWS])
+        shared_RD = (held_DS[part] @ held_DS.T).tocoo()
+        union = sizes[part][shared_RD.row] + sizes[shared_RD.col] - shared_RD.data
+        near = shared_RD.data >= threshold * union - 1e-9
+        for row, column in zip(shared_RD.row[near].tolist(), shared_RD.col[near].tolist(), strict=True):
+            found[begin + row].add(column)
     return found
 
 

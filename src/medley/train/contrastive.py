@@ -222,11 +222,12 @@ class _Rows:
 def gradient_cache(retriever: Retriever, settings: TrainSettings) -> GradientCache:
     """The loss of a training, with the memory that its settings allow."""
     rules = settings.false_negatives
+    keep_bytes = allowed_bytes(settings.activation_memory_gb, retriever.model.device)
     return GradientCache(
         InfoNCE(settings.temperature, settings.hard_negatives, rules.margin, settings.matryoshka),
         pad_token_id=retriever.model.tokenizer.pad_token_id,
         max_tokens=settings.mini_batch_size * int(retriever.model.max_seq_length or 512),
-        keep_bytes=allowed_bytes(settings.activation_memory_gb, retriever.model.device),
+        keep_bytes=0 if settings.gradient_checkpointing else keep_bytes,  # who computes again keeps nothing
         bf16=settings.bf16,
     )
 

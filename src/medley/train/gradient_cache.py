@@ -148,6 +148,11 @@ class GradientCache:
             vectors: torch.Tensor = model(inputs)["sentence_embedding"]
         return vectors.float()
 
+    def sizes(self, features: Features) -> list[int]:
+        """Tokens of each mini-batch that a batch is cut into, padding included."""
+        tokens = _Tokens.of(features)
+        return [tokens.size(*cut) for cut in self._cuts(tokens)]
+
     def _cuts(self, tokens: _Tokens) -> list[tuple[int, int]]:
         overhead = OVERHEAD_TOKENS.get(tokens.ids.device.type, OVERHEAD_TOKENS["cuda"])
         return cheapest_cuts(tokens.widths, max_tokens=self.max_tokens, overhead=overhead)

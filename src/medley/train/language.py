@@ -14,9 +14,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from medley.documents import Shard, read_documents
+from medley.documents import Shard
 from medley.encoder import DESCRIPTION, FORMAT, quiet_loading
 from medley.errors import ModelError, PairsError
 from medley.expert import adapter_content, backbone_fingerprint, write_adapter
@@ -24,15 +24,12 @@ from medley.files import explained_write_errors, read_json, remove, write_json, 
 from medley.fingerprint import fingerprint, fingerprint_texts
 from medley.model_name import check_decoder, model_identity, resolve_base
 from medley.progress import progress, say
+from medley.train.blocks import Blocks, held_out_blocks, token_file
 from medley.train.processes import is_first, join, shared
 from medley.train.settings import LanguageSettings
 from medley.train.trainer import advancing, saving_every, trackers
 
-if TYPE_CHECKING:
-    import numpy as np
-
 IDENTITY, TOKENS = "identity.json", "tokens.bin"
-TEXTS_AT_A_TIME = 256
 COSTS_NOTHING = {"report_to", "checkpoint_minutes"}
 """Settings that may change between a kill and the resume."""
 
@@ -83,45 +80,22 @@ def train_language(
         identity = shared(lambda: _prepared(folder, base, shards, settings, seed=seed))
         shared(lambda: len(token_file(tokenizer, shards, folder / TOKENS)))
         tokens = token_file(tokenizer, shards, folder / TOKENS)
-        blocks = _Blocks(tokens, settings.block_tokens)
+        blocks = Blocks(tokens, settings.block_tokens)
         if len(blocks) < 2:
             raise PairsError(
                 f"{label}: {len(tokens)} tokens of text are fewer than two blocks of {settings.block_tokens}; "
                 "give more text, or shorter blocks."
             )
-        held_out = _held_out(len(blocks), settings.held_out, seed)
+        held_out = held_out_blocks(len(blocks), settings.held_out, seed)
         kept = [index for index in range(len(blocks)) if index not in held_out]
         model, base_identity = _opened(base, settings)
-        per_device, accumulated = _shares(min(settings.batch_size, len(kept)), settings.mini_batch_size)
-        steps = settings.max_steps or math.ceil(
-            settings.epochs * math.ceil(len(kept) / min(settings.batch_size, len(kept)))
-        )
+        batch_size = min(settings.batch_size, len(kept))
+        steps = settings.max_steps or math.ceil(settings.epochs * math.ceil(len(kept) / batch_size))
+        arguments = _arguments(settings, folder, batch_size=batch_size, steps=steps, seed=seed, label=label)
         with progress(label, steps) as advance:
             trainer = transformers.Trainer(
                 model=model,
-                args=transformers.TrainingArguments(
-                    output_dir=str(folder),
-                    run_name=label,
-                    per_device_train_batch_size=per_device,
-                    per_device_eval_batch_size=settings.mini_batch_size,
-                    gradient_accumulation_steps=accumulated,
-                    gradient_checkpointing=settings.gradient_checkpointing,
-                    max_steps=steps,
-                    learning_rate=settings.learning_rate,
-                    warmup_steps=round(settings.warmup * steps),
-                    weight_decay=settings.weight_decay,
-                    lr_scheduler_type="cosine",
-                    bf16=settings.lora is None and settings.dtype == "bfloat16" and torch.cuda.is_available(),
-                    seed=seed,
-                    data_seed=seed,
-                    logging_steps=1,
-                    save_strategy="steps",
-                    save_steps=steps if checkpoints else steps + 1,
-                    save_total_limit=2,
-                    report_to=trackers(settings.report_to),
-                    disable_tqdm=True,
-                    dataloader_pin_memory=torch.cuda.is_available(),
-                ),
+                args=arguments,
                 train_dataset=Subset(blocks, kept),
                 eval_dataset=Subset(blocks, sorted(held_out)) if held_out else None,
                 callbacks=[advancing(advance)],
@@ -154,72 +128,39 @@ def train_language(
     )
 
 
-def token_file(tokenizer: Any, shards: Sequence[Shard], path: Path) -> np.ndarray:
-    """The tokens of all documents (title, blank line, text, end token) as an array on disk, int32.
+def _arguments(
+    settings: LanguageSettings, folder: Path, *, batch_size: int, steps: int, seed: int, label: str
+) -> Any:
+    """The trainer's arguments: a step has at least `batch_size` blocks, over all devices."""
+    import torch
+    import torch.distributed as dist
+    import transformers
 
-    Written once; a file that is there is taken as it is.
-    """
-    import numpy as np
-
-    end = tokenizer.eos_token_id
-    if end is None:
-        raise ModelError("the base's tokenizer has no end-of-sequence token, which must stand between texts.")
-    if not path.is_file():
-        with (
-            writing(path) as temporary,
-            temporary.open("wb") as stream,
-            progress("tokenize", None) as advance,
-        ):
-            waiting: list[str] = []
-
-            def flush() -> None:
-                if waiting:
-                    for ids in tokenizer(waiting, add_special_tokens=False)["input_ids"]:
-                        stream.write(np.array([*ids, end], dtype=np.int32).tobytes())
-                    advance(len(waiting))
-                    waiting.clear()
-
-            for document, _ in read_documents(shards):
-                waiting.append(f"{document.title}\n\n{document.text}".strip())
-                if len(waiting) == TEXTS_AT_A_TIME:
-                    flush()
-            flush()
-    return np.memmap(path, dtype=np.int32, mode="r") if path.stat().st_size else np.zeros(0, np.int32)
-
-
-class _Blocks:
-    """The blocks of a token array as the data set that the trainer wants; a last incomplete one is left out."""
-
-    def __init__(self, tokens: np.ndarray, length: int) -> None:
-        self._tokens, self._length = tokens, length
-
-    def __len__(self) -> int:
-        return len(self._tokens) // self._length
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        import numpy as np
-        import torch
-
-        block = self._tokens[index * self._length : (index + 1) * self._length]
-        ids = torch.from_numpy(block.astype(np.int64))
-        return {"input_ids": ids, "labels": ids.clone()}
-
-
-def _held_out(blocks: int, share: float, seed: int) -> set[int]:
-    """Blocks that are not trained on, drawn at random; at least one where the share is above zero."""
-    import numpy as np
-
-    count = min(blocks - 1, max(1, round(share * blocks))) if share else 0
-    return set(np.random.default_rng(seed).choice(blocks, count, replace=False).tolist())
-
-
-def _shares(batch_size: int, mini_batch_size: int) -> tuple[int, int]:
-    """Blocks at a time on each device, and how many times, so that a step has at least `batch_size` blocks."""
-    import os
-
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    per_device = max(1, min(mini_batch_size, batch_size // world))
-    return per_device, math.ceil(batch_size / (per_device * world))
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    per_device = max(1, min(settings.mini_batch_size, batch_size // world))
+    return transformers.TrainingArguments(
+        output_dir=str(folder),
+        run_name=label,
+        per_device_train_batch_size=per_device,
+        per_device_eval_batch_size=settings.mini_batch_size,
+        gradient_accumulation_steps=math.ceil(batch_size / (per_device * world)),
+        gradient_checkpointing=settings.gradient_checkpointing,
+        max_steps=steps,
+        learning_rate=settings.learning_rate,
+        warmup_steps=round(settings.warmup * steps),
+        weight_decay=settings.weight_decay,
+        lr_scheduler_type="cosine",
+        bf16=settings.lora is None and settings.dtype == "bfloat16" and torch.cuda.is_available(),
+        seed=seed,
+        data_seed=seed,
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=steps,
+        save_total_limit=2,
+        report_to=trackers(settings.report_to),
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
 
 
 def _opened(base: str, settings: LanguageSettings) -> tuple[Any, str]:

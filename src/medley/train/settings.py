@@ -59,6 +59,10 @@ class EarlyStopping(BaseModel):
         (0.25, 0.5, 0.75),
         description="parts of the best and of the last update that are scored too, at the end; [] for none",
     )
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (),
+        description="train once with each of these instead of `learning_rate`; dev says which result is kept",
+    )
     pool_size: int = Field(500, ge=10, description="passages of each dev collection, at most")
     queries: int = Field(100, ge=1, description="queries of each dev collection, at most")
 
