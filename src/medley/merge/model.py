@@ -215,7 +215,8 @@ def search_merge(
 
         store = None
         if unfinished is not None:
-            made_of = {**provenance(merge), "weights": None}
+            settings = file.model_dump(mode="json", exclude={"weights", "search", "experts"})
+            made_of = {**provenance(merge), "weights": None, "settings": settings}
             store = store_folder(unfinished, pools, space, model=model, made_of=made_of)
         learnable = Learnable(merge.base, merge.experts, merge.layout) if merge.is_adapter else None
         return search(embed, pools, space, file.search, store=store, learnable=learnable)
