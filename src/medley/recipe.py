@@ -77,7 +77,8 @@ class EvaluateSettings(BaseModel):
 
     groups: dict[str, list[str]] = Field(min_length=1, description="group name -> test collections")
     suite: str | None = Field(
-        None, description="tests with groups and instructions: stm12, medical, nano, bmretriever; beside `groups`"
+        None,
+        description="tests with groups and instructions: stm12, medical, nano, bmretriever; beside `groups`",
     )
     baselines: list[Baseline] = Field(default=["bm25", "base", "experts", "all"])
     systems: dict[str, str] = Field(
@@ -90,7 +91,8 @@ class EvaluateSettings(BaseModel):
         description="collection (any split) -> instruction, the same for every variant; default each model's own",
     )
     demands: list[Demand] = Field(
-        default=[], description="what the merged model must not lose; a run that breaks one hands over no model"
+        default=[],
+        description="what the merged model must not lose; a run that breaks one hands over no model",
     )
 
     @model_validator(mode="after")
@@ -98,7 +100,9 @@ class EvaluateSettings(BaseModel):
         for number, demand in enumerate(self.demands):
             where = f"demands.{number}"
             if demand.group not in self.groups:
-                raise ValueError(f"{where}.group: no group {demand.group!r}{_nearest(demand.group, self.groups)}")
+                raise ValueError(
+                    f"{where}.group: no group {demand.group!r}{_nearest(demand.group, self.groups)}"
+                )
             if demand.than not in (*self.baselines, *self.systems) and not (
                 demand.than.startswith("expert:") and "experts" in self.baselines
             ):
@@ -133,7 +137,9 @@ class EvaluateSettings(BaseModel):
             if taken or "/" in name or name.startswith("."):
                 raise ValueError(f"systems.{name}: the name is taken or no folder name; choose another")
             if system in ("bm25", "bm25+bm25"):
-                raise ValueError(f"systems.{name}: BM25 is one of `baselines`; name a model, or fuse one with +bm25")
+                raise ValueError(
+                    f"systems.{name}: BM25 is one of `baselines`; name a model, or fuse one with +bm25"
+                )
         return self
 
     @property

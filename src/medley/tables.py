@@ -79,7 +79,9 @@ def print_evaluation(table: dict[str, Any], groups: dict[str, list[str]]) -> Non
     for name, row in table.items():
         scores = {task: _main_score(scored) for task, scored in row["tasks"].items()}
         # as text: in markup, the brackets of a name would vanish
-        grid.add_row(Text(name), *(_cell([scores[task] for task in own if task in scores]) for own in columns.values()))
+        grid.add_row(
+            Text(name), *(_cell([scores[task] for task in own if task in scores]) for own in columns.values())
+        )
     console = Console()
     Console(width=None if console.is_terminal else max(WIDTH, 40 + 16 * len(columns))).print(grid)
     for name, row in table.items():
@@ -100,7 +102,10 @@ def print_published(base: str, means: Sequence[Any], tasks: Sequence[Any]) -> No
 
     console = Console()
     console = Console(width=None if console.is_terminal else WIDTH)
-    for title, lines, whole in ((f"means over 12 tasks, {base}", means, 12), ("STM linear by task", tasks, 1)):
+    for title, lines, whole in (
+        (f"means over 12 tasks, {base}", means, 12),
+        ("STM linear by task", tasks, 1),
+    ):
         if not lines:
             continue
         grid = Table(title=f"nDCG@10, {title}")
@@ -108,7 +113,9 @@ def print_published(base: str, means: Sequence[Any], tasks: Sequence[Any]) -> No
             grid.add_column(column, justify="left" if not column else "right")
         for line in lines:
             own = "" if line.own is None else f"{line.own:.3f}"
-            short = f"{line.tasks} of 12" if line.own is not None and whole == 12 and line.tasks < whole else ""
+            short = (
+                f"{line.tasks} of 12" if line.own is not None and whole == 12 and line.tasks < whole else ""
+            )
             grid.add_row(line.name, "" if line.published is None else f"{line.published:.3f}", own, short)
         console.print(grid)
 
@@ -129,7 +136,9 @@ def print_comparisons(rows: list[dict[str, Any]], as_json: bool) -> None:
     for row in rows:
         seeds = f", {row['seeds']} seeds" if row["seeds"] > 1 else ""
         print(f"{row['a']} - {row['b']}: {_in_words(row)}{seeds}")
-        print(f"    d {row['effect_size']:+.2f}; wins/ties/losses {row['wins']}/{row['ties']}/{row['losses']}")
+        print(
+            f"    d {row['effect_size']:+.2f}; wins/ties/losses {row['wins']}/{row['ties']}/{row['losses']}"
+        )
         for task in row["by_task"]:
             print(f"    {task['task']} ({task['queries']}): {_in_words(task)}")
     if rows:
@@ -144,4 +153,3 @@ def _in_words(row: dict[str, Any]) -> str:
         f"{row['difference']:+.4f} [{row['ci_low']:+.4f}, {row['ci_high']:+.4f}], p = {row['p_value']:.4f}, "
         f"Holm {row['p_holm']:.4f}: {verdict}{unseen}"
     )
-

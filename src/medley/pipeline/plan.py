@@ -91,7 +91,9 @@ def _data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                 "sources",
                 name,
                 {
-                    "source": source.model_dump(exclude={"pairs", "collection", "corpus", "queries", "licence"}),
+                    "source": source.model_dump(
+                        exclude={"pairs", "collection", "corpus", "queries", "licence"}
+                    ),
                     "content": content,
                     "written": _query_settings(recipe, inputs, source) if source.corpus else None,
                     "held_out": inputs.collection_identities(held_out) if recipe.leaks == "drop" else {},
@@ -341,7 +343,9 @@ def _proof_steps(recipe: Recipe, inputs: Inputs, folder: Path) -> list[Step]:
     chosen = recipe.evaluate.baselines
     base = _base_settings(recipe, inputs)
     prompt = f"prompts/{ALL}"
-    wanted: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {"merged": _needs_of(recipe, "merged", base)}
+    wanted: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
+        "merged": _needs_of(recipe, "merged", base)
+    }
     if "base" in chosen:
         wanted["base"] = _needs_of(recipe, "base", base)
         if recipe.pretrain is not None:

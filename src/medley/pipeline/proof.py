@@ -24,7 +24,15 @@ def build_evaluation(
 ) -> dict[str, Any]:
     """Score one variant on every test collection; the test sets are read here and nowhere before."""
     from medley.evaluate.scores import DEPTH, by_name
-    from medley.evaluate.systems import FUSED, Options, Row, evaluate_rows, open_system, own_variant, system_of
+    from medley.evaluate.systems import (
+        FUSED,
+        Options,
+        Row,
+        evaluate_rows,
+        open_system,
+        own_variant,
+        system_of,
+    )
     from medley.search import rank_with_bm25
 
     collections = {spec: inputs.collection(spec) for spec in recipe.evaluate.tasks}
@@ -39,7 +47,9 @@ def build_evaluation(
     )
     row = Row(variant, fused=name.endswith(FUSED))
     tasks = {
-        task: evaluate_rows(system, [row], collection, options, partial(rank_with_bm25, collection, DEPTH))[row]
+        task: evaluate_rows(system, [row], collection, options, partial(rank_with_bm25, collection, DEPTH))[
+            row
+        ]
         for task, collection in by_name(list(collections.values())).items()
     }
     model = {**system.description, "name": variant, **({"fused_with": "bm25"} if row.fused else {})}
