@@ -162,6 +162,7 @@ class Recipe(BaseModel):
     name: str = Field(min_length=1, description="of the run")
     base: str = Field(description="hub id, model folder, or `tiny` (bundled)")
     seed: int = Field(13, ge=0, description="of every random choice")
+    licence: str = Field("", description="of the merged model, for its card")
     retriever: RetrieverSettings = Field(RetrieverSettings(), description="how the base becomes a retriever")
     llm: LlmSettings | None = Field(
         None, description="an OpenAI-compatible endpoint; nothing leaves the machine without"
@@ -199,10 +200,10 @@ class Recipe(BaseModel):
                 "experts.all: the name `all` stands for the model trained on everything; rename it"
             )
         for name, system in self.evaluate.systems.items():
-            expert = system.removesuffix("+bm25").removeprefix("expert:")
-            if system.startswith("expert:") and expert not in self.experts:
+            own = system.removesuffix("+bm25").removeprefix("expert:")
+            if system.startswith("expert:") and own not in self.experts:
                 raise ValueError(
-                    f"evaluate.systems.{name}: no expert is called {expert!r}{_nearest(expert, self.experts)}"
+                    f"evaluate.systems.{name}: no expert is called {own!r}{_nearest(own, self.experts)}"
                 )
         for name in (*self.experts, *self.sources):
             if "/" in name or name.startswith("."):

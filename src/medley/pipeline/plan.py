@@ -102,7 +102,9 @@ def _data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                 "sources",
                 name,
                 {
-                    "source": source.model_dump(exclude={"pairs", "collection", "corpus", "queries"}),
+                    "source": source.model_dump(
+                        exclude={"pairs", "collection", "corpus", "queries", "licence"}
+                    ),
                     "content": content,
                     "written": _query_settings(recipe, inputs, source) if source.corpus else None,
                     "held_out": inputs.collection_identities(held_out) if recipe.leaks == "drop" else {},

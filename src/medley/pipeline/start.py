@@ -11,6 +11,7 @@ from medley.pipeline.devices import Devices, train_on
 from medley.pipeline.plan import STAGES, plan_steps
 from medley.pipeline.proof import RESULTS, publish_model
 from medley.recipe import Recipe, load_recipe, write_recipe
+from medley.report.card import write_card
 from medley.run import claim_folder, execute, read_artefact, stages_until, states
 
 RECIPE = "recipe.yaml"
@@ -51,6 +52,7 @@ def run_recipe(
         if until in (None, STAGES[-1]):
             stop_at_broken_demands(folder)
         publish_model(folder)
+        write_card(folder)
     return folder
 
 
