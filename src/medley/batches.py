@@ -34,7 +34,7 @@ def takes_tokens(model: SentenceTransformer) -> bool:
     from sentence_transformers.base.modules import Transformer
     from transformers import PreTrainedTokenizerBase
 
-    first = model[0]
+    first: Any = model[0]
     return (
         type(first) is Transformer
         and first.backend == "torch"

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from medley.collections import Passage
 from medley.errors import CollectionError
@@ -87,11 +87,14 @@ def _corpus(corpus: Sequence[Passage], start: Place) -> Iterator[tuple[Document,
         yield Document(passage.text, passage.title), Place(start.shard, row + 1)
 
 
+def _opened(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+
+
 def _lines(path: Path, start: Place) -> Iterator[tuple[Document, Place]]:
     packed = path.suffix == ".gz"
-    stream: IO[bytes]
     try:
-        with gzip.open(path) if packed else path.open("rb") as stream:
+        with _opened(path) as stream:
             offset, done = (0, 0) if packed else (start.offset, start.row)
             stream.seek(offset)
             for row, raw in enumerate(stream, start=done + 1):

@@ -29,6 +29,7 @@ def load_mteb_task(name: str, split: str) -> Collection:
     import mteb
 
     task_name, _, subset = name.partition("/")
+    task: Any
     try:
         task = mteb.get_task(task_name)
     except KeyError:
@@ -252,7 +253,8 @@ def read_similarity_rows(name: str) -> list[tuple[str, str, float]]:
 
     def read() -> list[tuple[str, str, float]]:
         task.load_data()
-        rows = task.dataset["test"]
+        data: Any = task.dataset
+        rows = data["test"]
         first, second = tuple(task.column_names)[:2]
         return list(zip(rows[first], rows[second], rows["score"], strict=True))
 

@@ -122,7 +122,7 @@ def _rows(retriever: Retriever, queries: Sequence[str], instructions: Sequence[s
     return sorted(rows, key=lambda row: (row.shared, row.length))
 
 
-def _common(token_ids: Sequence[Sequence[int]]) -> int:
+def _common(token_ids: Sequence[list[int]]) -> int:
     """How many tokens all texts begin with; each keeps at least one of its own."""
     least, most = min(token_ids), max(token_ids)  # what the first and the last in order share, all share
     same = next((i for i, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), len(least))

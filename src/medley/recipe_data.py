@@ -238,8 +238,8 @@ def check_stm_condition(
 
     `method` is prompts.method; `own` has what each expert says of its negatives and prompts, None for nothing.
     """
-    for key, value in (("kinds", negatives.kinds), ("condition", negatives.condition)):
-        if value is not None:
+    for key, given in (("kinds", negatives.kinds), ("condition", negatives.condition)):
+        if given is not None:
             raise ValueError(
                 f"negatives.{key}: `condition` says which negatives are used; set one of the two to null"
             )

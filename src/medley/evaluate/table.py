@@ -77,15 +77,15 @@ def evaluate_table(
             for row in own:
                 entry = table.setdefault(row.label, {"model": found[row]["model"], "tasks": {}})
                 entry["tasks"][name] = found[row]["task"]
-        for task in similarity:
+        for pair_task in similarity:
             alone = [row for row in own if row == Row(base) and base != "bm25"]
             key = fingerprint(
                 [
                     "similarity",
                     identity,
                     options.instruction,
-                    options.instructions.get(task.name),
-                    task.identity,
+                    options.instructions.get(pair_task.name),
+                    pair_task.identity,
                     code,
                 ]
             )
@@ -93,10 +93,10 @@ def evaluate_table(
                 found_task = _kept(options.store, key)
                 if found_task is None:
                     system = opening.system()
-                    scored = _similarity(system, task, options)
+                    scored = _similarity(system, pair_task, options)
                     found_task = _keep(options.store, key, system, row, scored)
                 entry = table.setdefault(row.label, {"model": found_task["model"], "tasks": {}})
-                entry["tasks"][task.name] = found_task["task"]
+                entry["tasks"][pair_task.name] = found_task["task"]
     return {row.label: table[row.label] for row in rows if row.label in table}
 
 

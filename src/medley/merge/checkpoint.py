@@ -79,7 +79,7 @@ class Checkpoint:
         inner = stored.shape[1:]
         rows = torch.empty((stop - start, *inner), dtype=getattr(torch, DTYPES[stored.dtype]))
         row_bytes = math.prod(inner) * rows.element_size()
-        buffer = memoryview(rows.view(-1).view(torch.uint8).numpy())
+        buffer = rows.view(-1).view(torch.uint8).numpy().data
         read = os.preadv(self._file(stored.path), [buffer], stored.start + start * row_bytes)
         if read != len(buffer):
             raise ModelError(f"{stored.path}: ends within {stored.key}; copy it again.")

@@ -84,7 +84,7 @@ class Trials:
         key = _key(effective_KS)
         path = None if self._store is None else self._store / f"{fingerprint(key)}.safetensors"
         if path is not None and path.is_file():
-            vectors = _read(path, len(self.pools))
+            vectors: Sequence[PoolVectors] = _read(path, len(self.pools))
         else:
             vectors = self._embed(effective_KS)
             if path is not None:
@@ -136,7 +136,9 @@ class Trials:
             return
         path = None if self._store is None else self._store / f"{fingerprint(key)}.json"
         if path is not None and path.is_file():
-            per_query = {name: np.array(scores) for name, scores in read_json(path)["per_query"].items()}
+            per_query: Mapping[str, np.ndarray] = {
+                name: np.array(scores) for name, scores in read_json(path)["per_query"].items()
+            }
             self._scored[key] = score_queries(self.pools, per_query)
         else:
             self._scored[key] = measure()

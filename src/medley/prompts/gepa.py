@@ -48,13 +48,14 @@ def gepa(problem: Problem, budget: Budget, *, chat: ChatModel, llm: LlmSettings,
     learn, select = rows[: len(rows) // 2], rows[len(rows) // 2 :]
     learn = learn if len(learn) else select
     search = _Search(problem, replace(budget, minibatch=min(budget.minibatch, len(learn))), chat, llm, known)
-    result = optimize(
+    adapter: Any = search  # typed by protocols that its own dataclasses do not fit
+    result: Any = optimize(
         seed_candidate={COMPONENT: problem.seed_instruction},
         trainset=[int(row) for row in learn],
         valset=[int(row) for row in select],
-        adapter=search,
+        adapter=adapter,
         reflection_minibatch_size=search.budget.minibatch,
-        stop_callbacks=search.must_stop,
+        stop_callbacks=adapter.must_stop,
         logger=search,
         run_dir=None,
         track_best_outputs=False,

@@ -180,6 +180,7 @@ def _crossed(weighted_SQ: np.ndarray, sizes: Sequence[int]) -> tuple[float, floa
         float(((weighted_SQ[:, b] - task_S[:, None] - by_query_Q[b] + by_query_Q[b].mean()) ** 2).sum())
         for b, task_S in zip(blocks, task_S_of, strict=True)
     ) / (freedom_q * (seeds - 1))  # fmt: skip
+    parts: tuple[tuple[Any, Any, int], ...]
     parts = ((of_seeds, seeds - 1, 1), (of_queries, freedom_q, 1), (residual, freedom_q * (seeds - 1), -1))
     total = sum(sign * square for square, _, sign in parts)
     if total < max(

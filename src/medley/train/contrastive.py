@@ -184,9 +184,10 @@ def loader(
         raise PairsError(
             "every pair has the same positive; a contrast needs at least two different passages."
         )
+    rows: Any = _Rows(len(pairs))
     several = dist.is_available() and dist.is_initialized()
     return torch.utils.data.DataLoader(
-        _Rows(len(pairs)),
+        rows,
         batch_sampler=Batches(
             keys,
             batch_size=min(settings.batch_size, len(pairs)),

@@ -92,12 +92,13 @@ def train_language(
         batch_size = min(settings.batch_size, len(kept))
         steps = settings.max_steps or math.ceil(settings.epochs * math.ceil(len(kept) / batch_size))
         arguments = _arguments(settings, folder, batch_size=batch_size, steps=steps, seed=seed, label=label)
+        rows: Any = blocks
         with progress(label, steps) as advance:
             trainer = transformers.Trainer(
                 model=model,
                 args=arguments,
-                train_dataset=Subset(blocks, kept),
-                eval_dataset=Subset(blocks, sorted(held_out)) if held_out else None,
+                train_dataset=Subset(rows, kept),
+                eval_dataset=Subset(rows, sorted(held_out)) if held_out else None,
                 callbacks=[advancing(advance)],
             )
             trainer.remove_callback(transformers.PrinterCallback)

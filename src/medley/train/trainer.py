@@ -83,16 +83,16 @@ def build_trainer(
         def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
             from safetensors.torch import save_file
 
-            folder = Path(output_dir or self.args.output_dir)
+            folder = Path(output_dir or str(self.args.output_dir))
             folder.mkdir(parents=True, exist_ok=True)
             save_file({n: p.detach().cpu().contiguous() for n, p in _trained(model)}, folder / WEIGHTS)
 
-        def _load_from_checkpoint(self, checkpoint_path: str) -> None:
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
             from safetensors.torch import load_file
 
-            shrunk = read_json(Path(checkpoint_path) / FINISHED, ModelError)["max_tokens"]
+            shrunk = read_json(Path(resume_from_checkpoint) / FINISHED, ModelError)["max_tokens"]
             cache.max_tokens = min(cache.max_tokens, shrunk)
-            weights = load_file(Path(checkpoint_path) / WEIGHTS)
+            weights = load_file(Path(resume_from_checkpoint) / WEIGHTS)
             with torch.no_grad():
                 for name, parameter in _trained(model):
                     parameter.copy_(weights[name])
@@ -101,15 +101,16 @@ def build_trainer(
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+                folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
                 # where memory ran out before, it need not run out again
                 write_json(folder / FINISHED, {"identity": identity, "max_tokens": cache.max_tokens})
 
+    collate: Any = batches.collate_fn
     trainer = Trainer(
         model=model,
         args=args,
         train_dataset=datasets.Dataset.from_dict({"row": [0]}),  # the batches know the rows
-        data_collator=batches.collate_fn,
+        data_collator=collate,
         loss=Loss(),
     )
     trainer.remove_callback(PrinterCallback)  # prints to standard output, which is for results
