@@ -21,10 +21,10 @@ from typing import Any
 
 from miniature import RECIPE, pooled_comparison, result_of
 
-from medley.evaluate.compare import holm
 from medley.pipeline.proof import mean_score
 from medley.recipe import load_recipe
 from medley.recipe_data import STM_CONDITIONS
+from medley.statistics.family import holm
 
 REFERENCE = "FT"
 NEGATIVES = 2

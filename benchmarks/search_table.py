@@ -27,7 +27,6 @@ from miniature import best_expert, pooled_comparison
 
 from medley.collections import Collection, load_collection
 from medley.encoder import Retriever, build_retriever
-from medley.evaluate.compare import holm
 from medley.evaluate.scores import evaluate_retriever
 from medley.expert import Expert, read_expert
 from medley.files import write_json
@@ -44,6 +43,7 @@ from medley.merge.settings import MergeParameters, SearchSettings
 from medley.merge.space import SearchSpace
 from medley.progress import say
 from medley.recipe import Recipe, load_recipe
+from medley.statistics.family import holm
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "miniature.yaml"
 METHODS = ("linear", "task_arithmetic", "ties", "dare_ties", "slerp+breadcrumbs")

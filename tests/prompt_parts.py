@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from medley.collections import Passage
-from medley.evaluate.compare import compare
 from medley.prompts.scoring import DevQuery, DevSet
+from medley.statistics.compare import compare
 
 TOPICS = ("heart", "lung", "liver", "kidney", "skin", "bone", "nerve", "blood", "brain", "eye")
 

@@ -42,6 +42,7 @@ COMMANDS = {
     "compare": ["RESULTS", "--json"],
     "leaks": ["--pairs", "--against", "--json"],
     "report": ["FOLDER"],
+    "published": ["--run", "--base", "--json"],
 }  # fmt: skip
 """Every command with the arguments and options that others rely on (DESIGN, Command line)."""
 LEAK_KEYS = ["row", "field", "against", "id", "kind", "similarity"]

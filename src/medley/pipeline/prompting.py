@@ -97,7 +97,7 @@ def dev_set(pool: DevPool) -> DevSet:
 
 def paired_test(seed: int) -> Any:
     """The paired randomisation test, as plain data."""
-    from medley.evaluate.compare import compare
+    from medley.statistics.compare import compare
 
     return lambda a, b: compare(a, b, seed=seed).as_json()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -172,6 +173,8 @@ def build_expert(
     wait()
     if is_first():
         remove(checkpoints)
+        with contextlib.suppress(OSError):  # another expert's are still in it
+            checkpoints.parent.rmdir()
     report = best.report
     summary = {
         "pairs": report["pairs"], "steps": report["steps"], "final_loss": report["losses"][-1]["loss"],

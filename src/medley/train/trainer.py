@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medley.errors import InputError, ModelError
-from medley.files import read_json, write_json
+from medley.files import explained_write_errors, read_json, write_json
 from medley.fingerprint import fingerprint
 from medley.pairs import TrainingPair
 from medley.train.gradient_cache import GradientCache
@@ -76,6 +76,8 @@ def build_trainer(
         def forward(self, features: list[dict[str, torch.Tensor]], _: object = None) -> torch.Tensor:
             return cache(self.model, features[0])
 
+    trained = model  # the methods below have parameters of that name
+
     class Trainer(SentenceTransformerTrainer):  # type: ignore[misc, unused-ignore]
         def get_train_dataloader(self) -> Any:
             return batches
@@ -94,11 +96,12 @@ def build_trainer(
             cache.max_tokens = min(cache.max_tokens, shrunk)
             weights = load_file(Path(resume_from_checkpoint) / WEIGHTS)
             with torch.no_grad():
-                for name, parameter in _trained(model):
+                for name, parameter in _trained(trained):
                     parameter.copy_(weights[name])
 
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
-            super()._save_checkpoint(model, trial)
+            with explained_write_errors(Path(str(self.args.output_dir))):
+                super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
