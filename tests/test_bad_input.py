@@ -134,7 +134,7 @@ def test_a_base_that_is_no_decoder(recipe, tmp_path):
     offline = {"HF_HUB_OFFLINE": "1"}  # read when transformers is imported, hence a process of its own
     done = medley_process("run", recipe, "--set", "base=no/such-model", cwd=tmp_path, env=offline)
     assert done.code == 2 and done.err.count("\n") == 1, done.err
-    assert done.err.startswith("medley: no/such-model: ") and done.err.endswith("; check its name.\n")
+    assert done.err.startswith("medley: no/such-model: ") and done.err.endswith("or check the name.\n")
     empty = tmp_path / "empty"
     empty.mkdir()
     assert f"{empty}: " in refused(tmp_path, "run", recipe, "--set", f"base={empty}")
