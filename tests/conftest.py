@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from llm_server import ChatServer, serving
 
 ARCHITECTURES = ("qwen3", "llama", "mistral", "gemma", "phi3")
 TEXT = [
@@ -101,3 +104,17 @@ def checkpoints(base_folder: str, tmp_path_factory: pytest.TempPathFactory) -> l
         model.to(dtype).save_pretrained(folder)
         folders.append(folder)
     return folders
+
+
+@pytest.fixture
+def server() -> Iterator[ChatServer]:
+    """An OpenAI-compatible server on loopback that answers as a test's script says."""
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture
+def no_proxy_and_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a proxy nor a key from the environment that the tests run in."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_server import ChatServer, reply, serving
+from llm_calls import ASK, chat_with, echo, numbered
+from llm_server import ChatServer, reply
 from medley.errors import EndpointError, OutputError
 from medley.llm import (
     Cached,
-    ChatModel,
-    LlmSettings,
     Message,
     Replay,
     Reply,
@@ -27,27 +24,16 @@ from medley.llm import (
     complete,
     complete_many,
     complete_stream,
-    open_chat,
     request_key,
 )
 from medley.llm.index import OffsetIndex
 
-ASK = (Message("user", "hello"),)
-
 
 @pytest.fixture
-def server() -> Iterator[ChatServer]:
-    with serving() as running:
-        running.script = lambda number, body: "reply to " + body["messages"][0]["content"]
-        yield running
-
-
-def chat_with(server: ChatServer, cache: Path | None = None, **values: Any) -> ChatModel:
-    return open_chat(LlmSettings(base_url=server.url, model="m", backoff_s=0.01, **values), cache)
-
-
-def numbered(count: int) -> list[Request]:
-    return [Request((Message("user", str(i)),)) for i in range(count)]
+def server(server: ChatServer) -> ChatServer:
+    """The server, saying what it heard."""
+    server.script = echo
+    return server
 
 
 def test_nothing_is_asked_twice_even_after_a_torn_line(server: ChatServer, tmp_path: Path) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel, Field
 
-from llm_server import ChatServer, failure, reply, serving
+from llm_server import ChatServer, failure, reply
 from medley.llm import LlmSettings, Message, Reply, Request, complete_many, complete_structured, open_chat
 from medley.llm.structured import parsed, schema_of, with_schema
 
@@ -31,12 +30,6 @@ class Verdict(BaseModel):
 
 
 GOOD = {"grade": 2, "verdict": "yes", "reasons": [{"title": "x", "weight": 0.5}]}
-
-
-@pytest.fixture
-def server() -> Iterator[ChatServer]:
-    with serving() as running:
-        yield running
 
 
 def ask(server: ChatServer, count: int = 6, concurrency: int = 1) -> list[Any]:

@@ -23,6 +23,7 @@ from medley import (
     cli_synthesize,
     cli_train,
 )
+from medley.cli_options import Out, PairsFile, Seed
 from medley.errors import InputError, MedleyError
 from medley.tables import print_results, print_steps
 
@@ -37,10 +38,7 @@ app.add_typer(cli_synthesize.app, name="synthesize")
 INTERRUPTED = 130
 """What a command ends with after Ctrl-C: the shells' number for it."""
 
-Out = Annotated[Path, typer.Option("--out", help="Where the result goes.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
-PairsFile = Annotated[Path, typer.Option("--pairs", help="A pairs file: JSON Lines, .gz or Parquet.")]
-Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 
 
 def main() -> None:

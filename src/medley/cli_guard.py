@@ -18,15 +18,13 @@ from medley.cli_llm import (
     open_llm,
     required_llm,
 )
+from medley.cli_options import Out, PairsFile, Seed
 from medley.errors import InputError
-
-Pairs = Annotated[Path, typer.Option("--pairs", help="A pairs file: JSON Lines, .gz or Parquet.")]
-Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 
 
 def guard(
-    pairs: Pairs,
-    out: Annotated[Path, typer.Option("--out", help="Where the result goes.")],
+    pairs: PairsFile,
+    out: Out,
     retriever: Annotated[
         str, typer.Option(help="`bm25`, a model folder or hub id, or `none`: only duplicates and the judge.")
     ] = "bm25",
@@ -98,7 +96,7 @@ def guard(
 
 
 def review(
-    pairs: Pairs,
+    pairs: PairsFile,
     out: Annotated[
         Path, typer.Option("--out", help="The sheet as a page; with --read, the pairs file to write.")
     ],

@@ -23,6 +23,7 @@ from medley.cli_llm import (
     open_llm,
     required_llm,
 )
+from medley.cli_options import Out, PairsFile, Seed
 from medley.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Write training data: hard negatives, queries, or whole tasks.")
 
-Out = Annotated[Path, typer.Option("--out", help="Where the result goes.")]
-Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 Consistency = Annotated[
     str | None,
     typer.Option(
@@ -49,7 +48,7 @@ Instruction = Annotated[str, typer.Option(help="Task sentence of the rows.")]
 
 @app.command()
 def negatives(
-    pairs: Annotated[Path, typer.Option("--pairs", help="A pairs file: JSON Lines, .gz or Parquet.")],
+    pairs: PairsFile,
     out: Out,
     corpus: Annotated[
         str | None, typer.Option(help="Without a language model: a collection that siblings are taken from.")

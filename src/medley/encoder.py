@@ -261,6 +261,22 @@ def encode_queries(
     return _encode(retriever, texts, retriever.query_prompt(instruction), "query", batch_size)
 
 
+def encode_queries_under(retriever: Retriever, queries: Sequence[tuple[str, str]]) -> np.ndarray:
+    """Encode (text, instruction) pairs: under their own instruction where there is one and the model takes one.
+
+    Returns float32 of shape (Q, H), in the order given; see `encode_queries`.
+    """
+    groups: dict[str | None, list[int]] = {}
+    for place, (_, instruction) in enumerate(queries):
+        groups.setdefault((instruction or None) if retriever.template else None, []).append(place)
+    if not groups:
+        return encode_queries(retriever, [])
+    vectors_QH = np.concatenate(
+        [encode_queries(retriever, [queries[p][0] for p in own], instruction=i) for i, own in groups.items()]
+    )
+    return vectors_QH[np.argsort(np.concatenate(list(groups.values())))]
+
+
 def encode_passages(
     retriever: Retriever, passages: Sequence[Passage | str], *, batch_size: int = 64
 ) -> np.ndarray:

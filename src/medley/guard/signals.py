@@ -14,7 +14,7 @@ positive's score under the query q + p, which is Rocchio's expanded query (1971)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -164,6 +164,7 @@ def _by_bm25(texts: Sequence[str]) -> Callable[[Case], Scores]:
 def _by_vectors(
     texts: Sequence[str], cases: Sequence[Case], retriever: Retriever
 ) -> Callable[[Case], Scores]:
+    from medley.encoder import encode_queries_under
     from medley.search import comparable, encode_corpus, similarity_of
 
     similarity = similarity_of(retriever)
@@ -171,12 +172,15 @@ def _by_vectors(
     vectors_DH = np.asarray(encode_corpus(retriever, passages, label="positives and negatives"))
     passages_DH = comparable(vectors_DH, similarity)
     position_of = {text: position for position, text in enumerate(texts)}
-    query_vectors = _encode_queries([case.key for case in cases], retriever)
+    keys = list(dict.fromkeys(case.key for case in cases))
+    query_vectors = dict(
+        zip(keys, comparable(encode_queries_under(retriever, keys), similarity), strict=True)
+    )
 
     def score(case: Case) -> Scores:
         positives_PH = passages_DH[[position_of[text] for text in case.positives]]
         candidates_NH = passages_DH[[position_of[text] for text in case.candidates]]
-        query_H = comparable(query_vectors[case.key][None], similarity)[0]
+        query_H = query_vectors[case.key]
         return Scores(
             positives_PH @ query_H,
             candidates_NH @ query_H,
@@ -185,17 +189,3 @@ def _by_vectors(
         )
 
     return score
-
-
-def _encode_queries(keys: Sequence[QueryKey], retriever: Retriever) -> Mapping[QueryKey, np.ndarray]:
-    """Vectors of queries, each under its own instruction where it has one and the model takes one."""
-    from medley.encoder import encode_queries
-
-    groups: dict[str | None, list[QueryKey]] = {}
-    for key in dict.fromkeys(keys):
-        groups.setdefault((key[1] or None) if retriever.template else None, []).append(key)
-    vectors: dict[QueryKey, np.ndarray] = {}
-    for instruction, group in groups.items():
-        vectors_QH = encode_queries(retriever, [query for query, _ in group], instruction=instruction)
-        vectors.update(zip(group, vectors_QH, strict=True))
-    return vectors

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -66,11 +67,13 @@ def find_by_bm25(pool: Pool) -> Finder:
 
 def find_by_model(pool: Pool, retriever: Retriever, store: Path | None) -> Finder:
     """Encode the pool; `store` keeps the candidates' vectors, so that a killed encoding goes on where it was."""
+    from medley.encoder import encode_queries_under
+
     return find_by_vectors(
         pool,
         encode_corpus(retriever, pool.corpus, store=store, label="passages to mine"),
         np.asarray(encode_corpus(retriever, pool.extra, label="positives outside the corpus")),
-        lambda queries: encode_mining_queries(queries, retriever),
+        partial(encode_queries_under, retriever),
         similarity_of(retriever),
     )
 
@@ -103,17 +106,3 @@ def find_by_vectors(
         )
 
     return find
-
-
-def encode_mining_queries(queries: Sequence[Query], retriever: Retriever) -> np.ndarray:
-    """Vectors of the queries: under their instruction where there is one and the model takes one."""
-    from medley.encoder import encode_queries
-
-    groups: dict[str | None, list[int]] = {}
-    for index, (_, instruction) in enumerate(queries):
-        groups.setdefault((instruction or None) if retriever.template else None, []).append(index)
-    vectors_by_index: dict[int, np.ndarray] = {}
-    for own, indices in groups.items():
-        vectors_QH = encode_queries(retriever, [queries[i][0] for i in indices], instruction=own)
-        vectors_by_index.update(zip(indices, vectors_QH, strict=True))
-    return np.stack([vectors_by_index[index] for index in range(len(queries))])

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol, TypeVar
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from medley.errors import ModelError
 from medley.progress import progress
-from medley.search.order import NOTHING
+from medley.search.order import NOTHING, PassageOrder
 
 Similarity = Literal["dot", "cosine"]
 
@@ -45,6 +46,19 @@ class Vectors(Protocol):
     def __getitem__(self, rows: slice | np.ndarray, /) -> np.ndarray: ...
 
 
+@dataclass(frozen=True)
+class Searched:
+    """What is searched: passage vectors (D, H), their ids, how they are compared, how many come at once."""
+
+    vectors_DH: Vectors  # noqa: N815
+    order: PassageOrder
+    similarity: Similarity
+    block: int = BLOCK
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+
 class Tiles:
     """Queries in tiles of one width, shared out to as many threads as torch is set to use (OMP_NUM_THREADS)."""
 
@@ -58,22 +72,20 @@ class Tiles:
 
     def over_blocks(
         self,
-        passages_DH: Vectors,
-        count: int,
-        similarity: Similarity,
-        block: int,
+        passages: Searched,
         update: Callable[[int, slice, Prepared, int], None],
         prepare: Callable[[np.ndarray], Prepared],
         title: str,
     ) -> None:
-        """Call `update` for each tile with each block of the first `count` passages, in order for a tile.
+        """Call `update` for each tile with each block of passages, in order for a tile.
 
         It is given a worker's number, the rows of the tile, what `prepare` made of the block (B, H), once for all
         tiles, and the place of the block's first passage in the corpus. Raises ModelError when a vector is not finite.
         """
         if not self.rows:
             return
-        copied = np.empty((min(block, count), passages_DH.shape[1]), dtype=np.float32)
+        block, vectors_DH = passages.block, passages.vectors_DH
+        copied = np.empty((min(block, len(passages)), vectors_DH.shape[1]), dtype=np.float32)
 
         def work(worker: int, prepared: Prepared, start: int) -> None:
             for rows in self.rows[worker :: self.threads]:
@@ -82,10 +94,10 @@ class Tiles:
         with (
             one_thread_each(),
             ThreadPoolExecutor(self.threads) as pool,
-            progress(title, count) as advance,
+            progress(title, len(passages)) as advance,
         ):
-            for start in range(0, count, block):
-                read_BH = comparable(passages_DH[start : start + block], similarity)
+            for start in range(0, len(passages), block):
+                read_BH = comparable(vectors_DH[start : start + block], passages.similarity)
                 block_BH = copied[: len(read_BH)]  # torch wants what it reads to be writable
                 block_BH[:] = read_BH
                 list(pool.map(partial(work, prepared=prepare(block_BH), start=start), range(self.threads)))
@@ -126,11 +138,16 @@ def one_thread_each() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def places(flags: np.ndarray) -> np.ndarray:
-    """`np.flatnonzero` of flags of which few are set: eight at a time, then those. Their number divides by eight."""
-    eights = np.flatnonzero(flags.reshape(-1).view(np.uint64) != 0)
-    inside = np.flatnonzero(flags.reshape(-1, 8)[eights])
-    return eights[inside >> 3] * 8 + (inside & 7)
+def places(flags_SW: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where flags are set, few of them: their places in the flat array, their rows, their columns.
+
+    Looked for eight at a time, so the width has to divide by eight.
+    """
+    eights = np.flatnonzero(flags_SW.reshape(-1).view(np.uint64) != 0)
+    inside = np.flatnonzero(flags_SW.reshape(-1, 8)[eights])
+    flat = eights[inside >> 3] * 8 + (inside & 7)
+    rows = flat // flags_SW.shape[1]
+    return flat, rows, flat - rows * flags_SW.shape[1]
 
 
 def side_by_side(rows: np.ndarray, keys: np.ndarray, height: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from medley.search.blocks import (
     BLOCK,
     STRIP,
     TILE,
+    Searched,
     Similarity,
     Tiles,
     Vectors,
@@ -68,35 +69,28 @@ def nearest(
     _check_shapes(queries_QH, passages_DH, order)
     queries_QH = comparable(queries_QH, similarity)
     k = min(k, len(order))
-    floor_Q = _floor(queries_QH, passages_DH, k, similarity)
-    best_QK = _reaching(queries_QH, passages_DH, order, k, similarity, block, floor_Q)
+    passages = Searched(passages_DH, order, similarity, block)
+    floor_Q = _floor(queries_QH, passages, k)
+    best_QK = _reaching(queries_QH, passages, k, floor_Q)
     again = np.flatnonzero((best_QK == NOTHING).any(axis=1))
     if len(again):
         no_floor = np.full(len(again), -np.inf, dtype=np.float32)
-        best_QK[again] = _search(queries_QH[again], passages_DH, order, k, similarity, block, no_floor)
+        best_QK[again] = _search(queries_QH[again], passages, k, no_floor)
     best_QK = np.sort(best_QK, axis=1)[:, ::-1]
     return Nearest(order.positions(best_QK), scores_of(best_QK))
 
 
-def _reaching(
-    queries_QH: np.ndarray,
-    passages_DH: Vectors,
-    order: PassageOrder,
-    k: int,
-    similarity: Similarity,
-    block: int,
-    floor_Q: np.ndarray,
-) -> np.ndarray:
+def _reaching(queries_QH: np.ndarray, passages: Searched, k: int, floor_Q: np.ndarray) -> np.ndarray:
     """`_search`, after screening in bfloat16 where that is faster."""
-    if np.isfinite(floor_Q).all() and screening_pays(len(queries_QH), len(order)):
+    if np.isfinite(floor_Q).all() and screening_pays(len(queries_QH), len(passages)):
         try:
-            return screened(queries_QH, passages_DH, order, k, similarity, block, floor_Q)
+            return screened(queries_QH, passages, k, floor_Q)
         except TooCloseError:
             pass  # a model that puts everything in one place: rounding would hide the order
-    return _search(queries_QH, passages_DH, order, k, similarity, block, floor_Q)
+    return _search(queries_QH, passages, k, floor_Q)
 
 
-def _floor(queries_QH: np.ndarray, passages_DH: Vectors, k: int, similarity: Similarity) -> np.ndarray:
+def _floor(queries_QH: np.ndarray, passages: Searched, k: int) -> np.ndarray:
     """A score for each query that, judging by a sample, far more than k passages reach; or minus infinity.
 
     Of the k best the sample holds about `expected`, distributed as Poisson's law says if passages come in no
@@ -105,12 +99,12 @@ def _floor(queries_QH: np.ndarray, passages_DH: Vectors, k: int, similarity: Sim
     """
     import torch
 
-    expected = k * SAMPLE / max(1, len(passages_DH))
+    expected = k * SAMPLE / max(1, len(passages))
     rank = math.ceil(expected + 4 * math.sqrt(expected) + 3)
     if rank > SAMPLE // 8:  # the sample would be a large part of the corpus, or of what is wanted
         return np.full(len(queries_QH), -np.inf, dtype=np.float32)
-    spread = np.linspace(0, len(passages_DH) - 1, SAMPLE).astype(np.int64)
-    sample = torch.from_numpy(comparable(passages_DH[spread], similarity))
+    spread = np.linspace(0, len(passages) - 1, SAMPLE).astype(np.int64)
+    sample = torch.from_numpy(comparable(passages.vectors_DH[spread], passages.similarity))
     floor_Q = np.empty(len(queries_QH), dtype=np.float32)
     for start in range(0, len(queries_QH), TILE):
         scores = torch.from_numpy(queries_QH[start : start + TILE].copy()) @ sample.T
@@ -118,15 +112,7 @@ def _floor(queries_QH: np.ndarray, passages_DH: Vectors, k: int, similarity: Sim
     return floor_Q
 
 
-def _search(
-    queries_QH: np.ndarray,
-    passages_DH: Vectors,
-    order: PassageOrder,
-    k: int,
-    similarity: Similarity,
-    block: int,
-    floor_Q: np.ndarray,
-) -> np.ndarray:
+def _search(queries_QH: np.ndarray, passages: Searched, k: int, floor_Q: np.ndarray) -> np.ndarray:
     """Keys (Q, k), in any order, of the k best passages that reach the floor; NOTHING where they are fewer."""
     best_QK = np.full((len(queries_QH), k), NOTHING, dtype=np.int64)
     work = Tiles(len(queries_QH))
@@ -134,9 +120,9 @@ def _search(
 
     def update(worker: int, rows: slice, block_BH: np.ndarray, start: int) -> None:
         products = _products(queries_QH[rows], block_BH, buffers[worker])
-        best_QK[rows] = _better(best_QK[rows], floor_Q[rows], products, work.width, start, order)
+        best_QK[rows] = _better(best_QK[rows], floor_Q[rows], products, work.width, start, passages.order)
 
-    work.over_blocks(passages_DH, len(order), similarity, block, update, np.asarray, "searching")
+    work.over_blocks(passages, update, np.asarray, "searching")
     return best_QK
 
 
@@ -205,9 +191,8 @@ def _better(
             best_RK = _best_of(best_RK, order.keys(all_RS, strip))
             thresholds_W, all_pass = _thresholds(best_RK, floor_R, width)
             continue
-        hits = places(np.greater_equal(scores_SW, thresholds_W, out=passing_SW))
-        passages = hits // width
-        rows.append(hits - passages * width)
+        hits, passages, queries = places(np.greater_equal(scores_SW, thresholds_W, out=passing_SW))
+        rows.append(queries)
         positions.append(start + place + passages)
         scores.append(scores_SW.reshape(-1)[hits])
     if not rows:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medley.search.blocks import STRIP, Similarity, Tiles, Vectors, places, side_by_side
+from medley.search.blocks import STRIP, Searched, Tiles, places, side_by_side
 from medley.search.order import NOTHING, PassageOrder, scores_of
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ ENOUGH = 50_000_000
 """Scores from which on screening pays for its second reading of the passages."""
 HALF_STEP = 2.0**-8
 """Half the distance of neighbouring bfloat16 numbers, relative to the number: a rounded score is off by so much."""
-CROWD = 8
-"""With more than so many times k candidates for a query the scores are too close together for screening."""
+CROWD, SPARE = 8, 2_048
+"""With more candidates for a query than CROWD times k, and SPARE, scores are too close together for screening."""
 PAIRS = 4_096
 """Query-passage pairs scored at once in float32: their vectors stay in the cache."""
 
@@ -48,42 +48,33 @@ def screening_pays(queries: int, passages: int) -> bool:
     """Whether this processor multiplies bfloat16 in hardware (Intel's AMX), and there is enough to multiply."""
     import torch
 
-    capabilities: dict[str, object] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # newer than the oldest torch we run with
+    # newer than the oldest torch we run with
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16")) and queries * passages >= ENOUGH
 
 
-def screened(
-    queries_QH: np.ndarray,
-    passages_DH: Vectors,
-    order: PassageOrder,
-    k: int,
-    similarity: Similarity,
-    block: int,
-    floor_Q: np.ndarray,
-) -> np.ndarray:
+def screened(queries_QH: np.ndarray, passages: Searched, k: int, floor_Q: np.ndarray) -> np.ndarray:
     """Keys (Q, k), in any order, of the k best passages that reach a finite floor; NOTHING where they are fewer.
 
-    Queries (float32) are comparable already. Beside the vectors it holds 8 bytes a candidate, of which there are one
-    to CROWD times k a query. Raises TooCloseError where they would be more, ModelError for a vector that is not finite.
+    Queries (float32) are comparable already. Beside the vectors it holds 8 bytes a candidate, of which a query
+    has k or more. Raises TooCloseError where they would be too many, ModelError for a vector that is not finite.
     """
-    work = Tiles(len(queries_QH))
+    work, order = Tiles(len(queries_QH)), passages.order
     screens = {
         rows.start: _Screen(queries_QH[rows], floor_Q[rows], work.width, k, order) for rows in work.rows
     }
 
-    def screen(_: int, rows: slice, block_: _Rounded, start: int) -> None:
-        screens[rows.start].see(block_, start)
+    def screen(_: int, rows: slice, block: _Rounded, start: int) -> None:
+        screens[rows.start].see(block, start)
 
-    work.over_blocks(passages_DH, len(order), similarity, block, screen, _rounded, "screening")
+    work.over_blocks(passages, screen, _rounded, "screening")
     best_QK = np.full((len(queries_QH), k), NOTHING, dtype=np.int64)
     candidates = {rows.start: _Candidates(screens.pop(rows.start).keys_RW, order) for rows in work.rows}
 
     def score(_: int, rows: slice, block_BH: np.ndarray, start: int) -> None:
         candidates[rows.start].score(queries_QH[rows], block_BH, start)
 
-    work.over_blocks(passages_DH, len(order), similarity, block, score, np.asarray, "scoring")
+    work.over_blocks(passages, score, np.asarray, "scoring")
     for rows in work.rows:
         best_QK[rows] = candidates.pop(rows.start).best(k, floor_Q[rows])
     return best_QK
@@ -128,9 +119,8 @@ class _Screen:
         rows, positions, scores = [], [], []
         for place in range(0, len(block.vectors), STRIP):
             scores_SW = torch.mm(block.vectors[place : place + STRIP], self.queries_HW)
-            hits = places(_at_least(scores_SW, least_W))
-            passages = hits // self.width
-            rows.append(hits - passages * self.width)
+            hits, passages, queries = places(_at_least(scores_SW, least_W))
+            rows.append(queries)
             positions.append(start + place + passages)
             scores.append(scores_SW.view(-1)[torch.from_numpy(hits)].float().numpy())
         keys = self.order.keys(np.concatenate(scores), np.concatenate(positions))
@@ -154,7 +144,7 @@ class _Screen:
     def _drop(self) -> None:
         kept_RW = np.where(scores_of(self.keys_RW) >= self._least()[:, None], self.keys_RW, NOTHING)
         width = int((kept_RW != NOTHING).sum(axis=1).max(initial=0))
-        if width > CROWD * self.k + STRIP:
+        if width > CROWD * self.k + SPARE:
             raise TooCloseError
         dropped = kept_RW.shape[1] - width
         self.keys_RW = (

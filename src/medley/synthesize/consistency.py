@@ -66,24 +66,19 @@ def open_finder(
 
 
 def _dense_finder(corpus: Sequence[Passage], top_k: int, retriever: Retriever) -> Find:
-    from medley.encoder import encode_queries
+    from medley.encoder import encode_queries_under
     from medley.search import PassageOrder, corpus_ids, encode_corpus, nearest, similarity_of
 
     order, vectors_DH = PassageOrder(corpus_ids(corpus)), encode_corpus(retriever, corpus)
     similarity = similarity_of(retriever)
 
     def find(pairs: Sequence[TrainingPair]) -> list[set[str]]:
-        found: list[set[str]] = [set() for _ in pairs]
-        own = [pair.instruction if pair.instruction and retriever.template else None for pair in pairs]
-        for instruction in dict.fromkeys(own):
-            places = [place for place in range(len(pairs)) if own[place] == instruction]
-            queries_QH = encode_queries(
-                retriever, [pairs[place].query for place in places], instruction=instruction
-            )
-            top = nearest(queries_QH, vectors_DH, order, top_k, similarity=similarity)
-            for place, positions_K in zip(places, top.positions_QK.tolist(), strict=True):
-                found[place] = {order.ids[position] for position in positions_K if position >= 0}
-        return found
+        queries_QH = encode_queries_under(retriever, [(pair.query, pair.instruction) for pair in pairs])
+        top = nearest(queries_QH, vectors_DH, order, top_k, similarity=similarity)
+        return [
+            {order.ids[position] for position in positions_K if position >= 0}
+            for positions_K in top.positions_QK.tolist()
+        ]
 
     return find
 

@@ -1,0 +1,12 @@
+"""Options that several commands have, in one place: they mean the same wherever they stand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Out = Annotated[Path, typer.Option("--out", help="Where the result goes.")]
+PairsFile = Annotated[Path, typer.Option("--pairs", help="A pairs file: JSON Lines, .gz or Parquet.")]
+Seed = Annotated[int, typer.Option(help="Of every random choice.")]
