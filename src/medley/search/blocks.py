@@ -50,7 +50,7 @@ class Vectors(Protocol):
 class Searched:
     """What is searched: passage vectors (D, H), their ids, how they are compared, how many come at once."""
 
-    vectors_DH: Vectors  # noqa: N815
+    vectors_DH: Vectors
     order: PassageOrder
     similarity: Similarity
     block: int = BLOCK
