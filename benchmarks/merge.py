@@ -78,9 +78,10 @@ def run_mergekit(config: dict[str, Any], out: Path) -> None:
 
 def trained_experts(root: Path, count: int, steps: int) -> tuple[Path, list[Path]]:
     """Adapters on the bundled base, each trained on another slice of the bundled demo."""
+    from medley.backbone import base_fingerprint
     from medley.collections import load_collection
     from medley.encoder import RetrieverSettings, build_retriever
-    from medley.expert import base_fingerprint, save_expert
+    from medley.expert import save_expert
     from medley.pairs import pairs_from_collection
     from medley.train.contrastive import train
     from medley.train.settings import TrainSettings
@@ -123,8 +124,9 @@ def parity(arguments: argparse.Namespace) -> None:
     from mergekit.merge_methods import BasePolicy, get
     from mergekit.merge_methods.api import merge_tensors
 
+    from medley.backbone import base_tensors
     from medley.encoder import RetrieverSettings, build_retriever
-    from medley.expert import base_tensors, read_expert
+    from medley.expert import read_expert
     from medley.merge.fullweights import rows_of
     from medley.merge.methods import KeptEntries, TensorMerge, merge_tensor
     from medley.merge.settings import METHODS, MergeParameters

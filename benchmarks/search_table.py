@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from miniature import best_expert, pooled_comparison
 
+from medley.backbone import backbone
 from medley.collections import Collection, load_collection
 from medley.encoder import Retriever, build_retriever
 from medley.evaluate.scores import evaluate_retriever
 from medley.expert import Expert, read_expert
 from medley.files import write_json
 from medley.fingerprint import fingerprint
-from medley.lowrank import backbone
 from medley.merge.candidates import candidates
 from medley.merge.coefficients import Layout, layer_cuts, weights_mapping
 from medley.merge.concatenated import dense_merge

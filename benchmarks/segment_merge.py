@@ -26,12 +26,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from medley.backbone import backbone
 from medley.collections import Collection, load_collection
 from medley.encoder import Retriever, RetrieverSettings, build_retriever
 from medley.evaluate.scores import evaluate_retriever
 from medley.expert import read_expert
 from medley.files import remove, writing
-from medley.lowrank import backbone
 from medley.merge.candidates import candidates
 from medley.merge.coefficients import Layout, layer_cuts
 from medley.merge.pool import DevPool, PoolVectors, build_pool, embed_pool, score_vectors

@@ -318,7 +318,7 @@ def on_a_small_disk(size: str, disk: Path, *arguments: object) -> subprocess.Com
     return done
 
 
-@pytest.mark.parametrize("command", ["train", "run", "synthesize"])
+@pytest.mark.parametrize("command", ["train", pytest.param("run", marks=pytest.mark.slow), "synthesize"])
 def test_a_full_disk_while_saving(tmp_path, recipe, tiny_model_folder, command):
     disk = tmp_path / "disk"
     pairs = write_lines(tmp_path / "p.jsonl", training_rows("train_a") * 50)

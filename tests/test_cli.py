@@ -301,6 +301,7 @@ def test_merge_then_search_merge_then_evaluate_then_tune(work, tmp_path, experts
     assert choice["instruction"] == (best["instruction"] if proven else choice["seed_instruction"])
 
 
+@pytest.mark.slow
 def test_results_go_to_standard_output_and_progress_to_standard_error(work, tmp_path, tiny_model_folder):
     recipe = write_recipe(tmp_path / "small.yaml", tiny_model_folder, work / "coll")
     done = medley_process("run", recipe, "--out", tmp_path / "run", "--until", "prompts", cwd=tmp_path)

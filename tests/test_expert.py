@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medley.backbone import base_fingerprint
 from medley.encoder import (
     RetrieverSettings,
     build_retriever,
@@ -17,8 +18,9 @@ from medley.encoder import (
     save_retriever,
 )
 from medley.errors import ModelError
-from medley.expert import base_fingerprint, check_compatible, open_base, open_expert, read_expert, save_expert
+from medley.expert import open_base, open_expert, read_expert, save_expert
 from medley.lowrank import attach, attached, detach, fold
+from medley.merge.compatible import check_compatible
 
 TEXTS = ["insulin lowers glucose", "the lazy dog", "what is the first treatment of type 2 diabetes in adults"]
 FLOAT32 = RetrieverSettings(dtype="float32")

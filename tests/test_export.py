@@ -70,6 +70,7 @@ def test_a_merged_model_opens_in_plain_sentence_transformers_as_scored(merge_fil
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
 
 
+@pytest.mark.slow
 def test_a_model_that_encodes_otherwise_than_scored_is_not_saved(tiny_model_folder, expert_folders, tmp_path):
     retriever = build_retriever(str(tiny_model_folder), FLOAT32, device="cpu")
     base = encode_probe(retriever, PROBE)

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from medley.backbone import base_fingerprint
 from medley.documents import shards_of
 from medley.encoder import RetrieverSettings, build_retriever
 from medley.errors import PairsError
-from medley.expert import base_fingerprint, check_compatible, read_expert
+from medley.expert import read_expert
+from medley.merge.compatible import check_compatible
 from medley.train.blocks import token_file
 from medley.train.language import train_language
 from medley.train.settings import LanguageSettings, LoraSettings
@@ -118,6 +120,7 @@ def test_too_little_text_is_told(tiny_model_folder, tmp_path):
         train_language(str(tiny_model_folder), [little], settings(), tmp_path / "out", seed=1)
 
 
+@pytest.mark.slow
 def test_the_command_trains_a_domain_base_that_merges_by_segment(tiny_model_folder, shards, tmp_path):
     done = medley(
         "train", "--objective", "language", "--base", tiny_model_folder, "--text", shards[0], "--out", tmp_path / "lm",

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medley.backbone import base_tensors
 from medley.encoder import build_retriever, encode_queries, save_retriever
 from medley.errors import ModelError, RecipeError
-from medley.expert import base_tensors, open_expert, read_expert
+from medley.expert import open_expert, read_expert
 from medley.merge.coefficients import (
     Layout,
     delta_coefficients,

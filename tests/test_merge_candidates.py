@@ -7,9 +7,10 @@ import json
 import numpy as np
 import pytest
 
+from medley.backbone import base_tensors
 from medley.encoder import build_retriever, encode_queries
 from medley.errors import ModelError, RecipeError
-from medley.expert import base_tensors, read_expert
+from medley.expert import read_expert
 from medley.merge.candidates import candidates
 from medley.merge.checkpoint import Checkpoint, write_checkpoint
 from medley.merge.coefficients import Layout, delta_coefficients, kind_of, weights_array

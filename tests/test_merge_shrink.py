@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+import pytest
+
 from medley.encoder import encode_queries
 from medley.merge.model import merge_model
 from medley.merge.opening import open_merge
@@ -14,6 +16,7 @@ from test_expert import TEXTS
 from test_merge_search import make_collection
 
 
+@pytest.mark.slow
 def test_ratios_are_scored_alone_and_the_best_is_taken(tmp_path, base_folder, checkpoints, adapter):
     content = {
         "base": base_folder, "experts": {"full": str(checkpoints[0]), "lora": str(adapter)},

@@ -146,6 +146,7 @@ def test_a_changed_learning_rate_redoes_what_depends_on_it_and_status_says_why(p
     assert any(line.startswith("stale") and "merge/search" in line for line in text.splitlines())
 
 
+@pytest.mark.slow
 def test_a_changed_search_leaves_the_experts_alone(place, again):
     change = ("--set", "merge.search.grid=[0, 1]", "--until", "merge")
     assert rerun(place, again, *change) == ["merge/search", "merge/model"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from medley.backbone import base_fingerprint
 from medley.encoder import RetrieverSettings, build_retriever
 from medley.errors import PairsError
-from medley.expert import base_fingerprint
 from medley.pairs import TrainingPair
 from medley.train.contrastive import train
 from medley.train.preflight import preflight

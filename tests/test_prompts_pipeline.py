@@ -15,7 +15,8 @@ from fake_run import make_run
 from medley.collections import load_collection
 from medley.encoder import RetrieverSettings, build_retriever, encode_passages, encode_queries, open_retriever
 from medley.errors import ModelError
-from medley.expert import check_compatible, read_expert
+from medley.expert import read_expert
+from medley.merge.compatible import check_compatible
 from medley.merge.pool import PoolVectors, build_pool, score_vectors
 from medley.pairs import TrainingPair
 from medley.pipeline.prompting import dev_set
@@ -96,6 +97,7 @@ def test_training_pairs_are_put_under_the_instruction_that_was_chosen() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_experts_whose_templates_differ_are_refused_unless_told(
     place: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
@@ -128,7 +130,7 @@ def test_experts_whose_templates_differ_are_refused_unless_told(
     assert refused.code == 2 and "differ in template" in refused.err and "`templates: first`" in refused.err
     assert not (tmp_path / "merged").exists()
     experts = [read_expert(tmp_path / name) for name in "ab"]
-    check_compatible(experts, same_template=False)
+    check_compatible(experts, settled={"template"})
     with pytest.raises(ModelError, match="differ in template"):
         check_compatible(experts)
     file.write_text(yaml.safe_dump({**content, "templates": "first"}))
@@ -173,6 +175,7 @@ def test_before_and_after_training_and_the_choice_is_in_the_model(
     assert {row["state"] for row in again} == {"done"}
 
 
+@pytest.mark.slow
 def test_tune_prompt_writes_choice_and_model(place: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
     from medley.encoder import save_retriever
 

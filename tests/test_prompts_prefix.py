@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from conftest import ARCHITECTURES
 from medley import prefix
+from medley.backbone import backbone
 from medley.encoder import Retriever, RetrieverSettings, build_retriever, encode_queries
 from medley.errors import ModelError
-from medley.lowrank import backbone
 
 INSTRUCTIONS = [
     "Given a question, retrieve passages that answer it",

@@ -80,7 +80,8 @@ def _setting_out_of_range(problem: ValueError) -> str:
     """What an option's value breaks, in one sentence; any other ValueError is a defect and is raised again."""
     from pydantic import ValidationError
 
-    from medley.recipe import Recipe, explain
+    from medley.recipe import Recipe
+    from medley.recipe_problems import explain
 
     if not isinstance(problem, ValidationError):
         raise problem

@@ -127,8 +127,9 @@ def _contrastive(
 ) -> dict[str, Any]:
     import shutil
 
+    from medley.backbone import base_fingerprint
     from medley.encoder import build_retriever, save_retriever
-    from medley.expert import base_fingerprint, save_expert
+    from medley.expert import save_expert
     from medley.files import remove, writing
     from medley.pairs import read_pairs
     from medley.pipeline.training import pools_of, score_on

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from medley.backbone import backbone, plain_name
 from medley.encoder import (
     DESCRIPTION,
     Retriever,
@@ -28,8 +29,7 @@ from medley.encoder import (
 )
 from medley.errors import ModelError
 from medley.files import explained_write_errors, read_json, write_json, writing
-from medley.fingerprint import fingerprint
-from medley.lowrank import LowRank, attach, backbone
+from medley.lowrank import LowRank, attach
 from medley.model_name import resolve_base
 
 if TYPE_CHECKING:
@@ -81,46 +81,6 @@ class Expert:
     def settings(self) -> RetrieverSettings | None:
         """How its base was made a retriever; None where the folder does not say."""
         return _settings(self.description, self.path)
-
-
-def base_fingerprint(retriever: Retriever) -> str:
-    """Fingerprint of a retriever's backbone: its weights without adapters, prompts or pooling."""
-    return backbone_fingerprint(backbone(retriever))
-
-
-def backbone_fingerprint(model: Any) -> str:
-    """Fingerprint of the weights of a decoder without a head.
-
-    Weights are hashed as bfloat16, so opening the same base in float32 or bfloat16 gives the same value.
-    """
-    import hashlib
-
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(_own_tensors(model).items()):
-        data = tensor.detach().to(torch.bfloat16).contiguous().cpu()
-        digest.update(f"{name} {tuple(data.shape)}".encode())
-        digest.update(data.view(torch.uint8).numpy().data if data.ndim else data.float().numpy().tobytes())
-    return fingerprint(digest.hexdigest())
-
-
-def base_tensors(retriever: Retriever) -> dict[str, torch.Tensor]:
-    """The backbone's own floating-point weights by name, whatever adapter sits on it."""
-    return _own_tensors(backbone(retriever))
-
-
-def _own_tensors(model: Any) -> dict[str, torch.Tensor]:
-    tensors = {}
-    for name, tensor in model.named_parameters():
-        if ".lora_" not in name:
-            tensors[plain_name(name).replace(".base_layer.", ".")] = tensor
-    return tensors
-
-
-def plain_name(name: str) -> str:
-    """A tensor's name inside the backbone: PEFT's prefix and the head model's `model.` are taken off."""
-    return re.sub(r"^(base_model\.model\.)?(model\.)*", "", name)
 
 
 def save_expert(
@@ -279,76 +239,6 @@ def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
             alpha = float(value)
             break
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def check_compatible(
-    experts: Sequence[Expert],
-    *,
-    base_identity: str | None = None,
-    traits: bool = True,
-    same_template: bool = True,
-) -> None:
-    """Refuse experts that were not trained on one base in one way.
-
-    Compared: base fingerprint (also with `base_identity` where given) and, with `traits`, template (unless
-    `same_template` is false), pooling, attention, normalisation. What a foreign folder does not say is not compared.
-    Raises ModelError naming the two experts and the difference.
-    """
-    for expert in experts:
-        trained_on = expert.description.get("base_identity")
-        if base_identity and trained_on and trained_on != base_identity:
-            raise ModelError(
-                f"{expert.path}: expert {expert.name!r} was trained on another base ({trained_on}, "
-                f"not {base_identity}); merge it with the base it was trained on."
-            )
-    seen: dict[str, tuple[str, Any]] = {}
-    for expert in experts:
-        for what, value in _traits(expert).items() if traits else ():
-            if what == "template" and not same_template:
-                continue
-            first, expected = seen.setdefault(what, (expert.name, value))
-            if value != expected:
-                told = ", or set `templates: first` to use the first one's" if what == "template" else ""
-                raise ModelError(
-                    f"experts {first!r} and {expert.name!r} differ in {what} ({expected!r} and {value!r}); "
-                    f"train them alike, leave one out, or say which holds in `retriever`{told}."
-                )
-
-
-def _traits(expert: Expert) -> dict[str, Any]:
-    known = expert.description
-    traits = {key: known[key] for key in ("base_identity", "template") if key in known}
-    settings = expert.settings
-    if settings is not None:
-        traits |= {
-            "pooling": settings.pooling,
-            "attention": settings.attention,
-            "normalize": settings.normalize,
-        }
-    elif (expert.path / "modules.json").is_file():
-        traits |= _module_traits(expert.path)
-    return traits
-
-
-def _module_traits(folder: Path) -> dict[str, Any]:
-    """What a sentence-transformers folder says about its pooling, attention and normalisation."""
-    modules = read_json(folder / "modules.json", ModelError)
-    traits: dict[str, Any] = {"normalize": any("Normalize" in module["type"] for module in modules)}
-    for module in modules:
-        path = folder / module["path"] / "config.json"
-        if module["type"].endswith("Pooling") and path.is_file():
-            pooling = read_json(path, ModelError)
-            older = [key.removeprefix("pooling_mode_") for key, on in pooling.items() if on is True]
-            mode = pooling.get("pooling_mode") or next(
-                (name for name in older if name in ("lasttoken", "mean_tokens", "cls_token")), None
-            )
-            if mode is not None:
-                names = {"lasttoken": "last", "mean_tokens": "mean", "cls_token": "cls"}
-                traits["pooling"] = names.get(mode, mode)
-    config = folder / "config.json"
-    if config.is_file() and "is_causal" in (content := read_json(config, ModelError)):
-        traits["attention"] = "causal" if content["is_causal"] else "bidirectional"
-    return traits
 
 
 def open_base(

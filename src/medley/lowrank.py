@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from medley.backbone import backbone
 from medley.encoder import Retriever
 from medley.errors import ModelError
 
@@ -38,11 +39,6 @@ class LowRank:
     def matrix(self) -> torch.Tensor:
         """The full matrix (O, I), in float32."""
         return (self.up.float() * self.scale.float()) @ self.down.float()
-
-
-def backbone(retriever: Retriever) -> Any:
-    """The decoder inside a retriever: a transformers model without a head."""
-    return retriever.model[0].model
 
 
 def attach(retriever: Retriever, deltas: Mapping[str, LowRank], *, where: str = "the adapter") -> None:

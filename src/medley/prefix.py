@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medley.backbone import backbone
 from medley.encoder import Retriever
 from medley.errors import ModelError
-from medley.lowrank import backbone
 from medley.progress import progress
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ Relative paths are taken from the current folder; `$VARIABLES` in them are expan
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +32,7 @@ from medley.recipe_data import (
     refuse_elsewhere,
 )
 from medley.recipe_places import with_places
+from medley.recipe_problems import explain, nearest
 from medley.statistics.demands import Demand
 from medley.train.settings import PretrainSettings, TrainSettings
 
@@ -107,7 +107,7 @@ class EvaluateSettings(BaseModel):
             where = f"demands.{number}"
             if demand.group not in self.groups:
                 raise ValueError(
-                    f"{where}.group: no group {demand.group!r}{_nearest(demand.group, self.groups)}"
+                    f"{where}.group: no group {demand.group!r}{nearest(demand.group, self.groups)}"
                 )
             if demand.than not in (*self.baselines, *self.systems) and not (
                 demand.than.startswith("expert:") and "experts" in self.baselines
@@ -193,7 +193,7 @@ class Recipe(BaseModel):
             for source in expert.sources:
                 if source not in self.sources:
                     raise ValueError(
-                        f"experts.{name}.sources: no source is called {source!r}{_nearest(source, self.sources)}"
+                        f"experts.{name}.sources: no source is called {source!r}{nearest(source, self.sources)}"
                     )
         if "all" in self.experts:
             raise ValueError(
@@ -203,7 +203,7 @@ class Recipe(BaseModel):
             own = system.removesuffix("+bm25").removeprefix("expert:")
             if system.startswith("expert:") and own not in self.experts:
                 raise ValueError(
-                    f"evaluate.systems.{name}: no expert is called {own!r}{_nearest(own, self.experts)}"
+                    f"evaluate.systems.{name}: no expert is called {own!r}{nearest(own, self.experts)}"
                 )
         for name in (*self.experts, *self.sources):
             if "/" in name or name.startswith("."):
@@ -257,7 +257,7 @@ class Recipe(BaseModel):
             name = demand.than.removeprefix("expert:")
             if demand.than.startswith("expert:") and name not in self.experts:
                 raise ValueError(
-                    f"evaluate.demands.{number}.than: no expert is called {name!r}{_nearest(name, self.experts)}"
+                    f"evaluate.demands.{number}.than: no expert is called {name!r}{nearest(name, self.experts)}"
                 )
         return self
 
@@ -361,50 +361,3 @@ def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
 def write_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, every default written out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
-
-
-def explain(problem: ValidationError, model: type[BaseModel]) -> str:
-    """The first thing that is wrong, in one sentence: key, value, and the nearest key or what is allowed."""
-    error = problem.errors()[0]
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        known = _fields_at(model, error["loc"][:-1])
-        return _sentence(f"{key}: unknown key{_nearest(str(error['loc'][-1]), known)}")
-    if error["type"] == "missing":
-        return f"{key}: this key is required; add it."
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return _sentence(f"{key + ': ' if key else ''}{message}")
-    return f"{key}: {message[0].lower()}{message[1:]} (found {error['input']!r})."
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith("?") else f"{text}."
-
-
-def _nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(known)}" if known else ""
-
-
-def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """The known keys of the model found by walking `location`, through dicts, lists and optionals."""
-    current: Any = model
-    for part in location:
-        fields = getattr(current, "model_fields", None)
-        if fields and part in fields:
-            current = _model_in(fields[part].annotation)
-    return list(getattr(current, "model_fields", {}))
-
-
-def _model_in(annotation: Any) -> Any:
-    """The pydantic model inside an annotation such as `dict[str, Model]` or `Model | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        found = _model_in(argument)
-        if found is not None:
-            return found
-    return None

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medley.backbone import plain_name
 from medley.errors import ModelError
-from medley.expert import plain_name
 from medley.files import explained_write_errors
 from medley.model_name import resolve_base
 

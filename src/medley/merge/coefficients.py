@@ -31,7 +31,7 @@ KIND_MARKS: tuple[tuple[str, Kind], ...] = (
     (r"norm|(?:^|\.)ln_", "norm"),
     (r"attn|attention", "attention"),
     (r"mlp|feed_forward|ffn|experts", "mlp"),
-    (r"embed|wte|wpe", "embedding"),
+    (r"embed|wte|wpe|lm_head", "embedding"),
 )
 """What in a tensor's name tells its kind; the first that is found counts, so a norm inside attention is a norm."""
 
@@ -73,11 +73,11 @@ class Layout:
     def segment(self, name: str) -> int | None:
         """The segment of a tensor or layer, by its kind and layer number; None where its kind has none.
 
-        Embeddings belong to the first part in depth, what else has no layer number to the last.
+        Input embeddings belong to the first part in depth, what else has no layer number to the last.
         """
         match = re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.", name + ".")
         kind = kind_of(name)
-        outside = 0 if kind == "embedding" else len(self.cuts)
+        outside = 0 if before_layers(name) else len(self.cuts)
         part = bisect_right(self.cuts, int(match.group(1))) if match else outside
         if not self.kinds:
             return part
@@ -117,6 +117,11 @@ class Layout:
                 )
             row += values
         return tuple(row)
+
+
+def before_layers(name: str) -> bool:
+    """Whether a tensor is used before the first layer: an input embedding, and no head."""
+    return kind_of(name) == "embedding" and "lm_head" not in name
 
 
 def kind_of(name: str) -> Kind:

@@ -7,14 +7,14 @@ What differs is named, with the two that differ and what resolves it: `keep` for
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medley.encoder import DESCRIPTION
 from medley.errors import ModelError
-from medley.expert import Expert, check_compatible
+from medley.expert import Expert
 from medley.files import read_json
 from medley.merge.settings import TOKENIZER
 
@@ -26,12 +26,10 @@ SHAPE_KEYS = (
 
 @dataclass(frozen=True)
 class Resolved:
-    """What the merge file settles: whose tokenizer (None: nothing said), whether `retriever` is given, and whether
-    templates may differ."""
+    """What the merge file settles: whose tokenizer (None: nothing said), and the traits that it states itself."""
 
     tokenizer_of: str | None = None
-    retriever: bool = False
-    templates: bool = False
+    traits: frozenset[str] = frozenset()
 
 
 def check_experts(
@@ -41,14 +39,81 @@ def check_experts(
     check_compatible(
         experts,
         base_identity=base_identity,
-        traits=not resolved.retriever,
-        same_template=not resolved.templates,
+        settled=resolved.traits,
     )
     check_shapes(base, base_folder, experts)
     if resolved.tokenizer_of is None:
         check_tokenizers(base, base_folder, experts)
-    if not resolved.retriever:
-        _check_base_traits(base, base_folder, experts, same_template=not resolved.templates)
+    _check_base_traits(base, base_folder, experts, settled=resolved.traits)
+
+
+def check_compatible(
+    experts: Sequence[Expert],
+    *,
+    base_identity: str | None = None,
+    settled: Collection[str] = (),
+) -> None:
+    """Refuse experts that were not trained on one base in one way.
+
+    Compared: base fingerprint (also with `base_identity` where given), template, pooling, attention and
+    normalisation, without those that are `settled` by name. What a foreign folder does not say is not compared.
+    Raises ModelError naming the two experts and the difference.
+    """
+    for expert in experts:
+        trained_on = expert.description.get("base_identity")
+        if base_identity and trained_on and trained_on != base_identity:
+            raise ModelError(
+                f"{expert.path}: expert {expert.name!r} was trained on another base ({trained_on}, "
+                f"not {base_identity}); merge it with the base it was trained on."
+            )
+    seen: dict[str, tuple[str, Any]] = {}
+    for expert in experts:
+        for what, value in _traits(expert).items():
+            if what in settled:
+                continue
+            first, expected = seen.setdefault(what, (expert.name, value))
+            if value != expected:
+                told = ", or set `templates: first` to use the first one's" if what == "template" else ""
+                raise ModelError(
+                    f"experts {first!r} and {expert.name!r} differ in {what} ({expected!r} and {value!r}); "
+                    f"train them alike, leave one out, or say which holds in `retriever`{told}."
+                )
+
+
+def _traits(expert: Expert) -> dict[str, Any]:
+    known = expert.description
+    traits = {key: known[key] for key in ("base_identity", "template") if key in known}
+    settings = expert.settings
+    if settings is not None:
+        traits |= {
+            "pooling": settings.pooling,
+            "attention": settings.attention,
+            "normalize": settings.normalize,
+        }
+    elif (expert.path / "modules.json").is_file():
+        traits |= _module_traits(expert.path)
+    return traits
+
+
+def _module_traits(folder: Path) -> dict[str, Any]:
+    """What a sentence-transformers folder says about its pooling, attention and normalisation."""
+    modules = read_json(folder / "modules.json", ModelError)
+    traits: dict[str, Any] = {"normalize": any("Normalize" in module["type"] for module in modules)}
+    for module in modules:
+        path = folder / module["path"] / "config.json"
+        if module["type"].endswith("Pooling") and path.is_file():
+            pooling = read_json(path, ModelError)
+            older = [key.removeprefix("pooling_mode_") for key, on in pooling.items() if on is True]
+            mode = pooling.get("pooling_mode") or next(
+                (name for name in older if name in ("lasttoken", "mean_tokens", "cls_token")), None
+            )
+            if mode is not None:
+                names = {"lasttoken": "last", "mean_tokens": "mean", "cls_token": "cls"}
+                traits["pooling"] = names.get(mode, mode)
+    config = folder / "config.json"
+    if config.is_file() and "is_causal" in (content := read_json(config, ModelError)):
+        traits["attention"] = "causal" if content["is_causal"] else "bidirectional"
+    return traits
 
 
 def check_shapes(base: str, base_folder: Path, experts: Sequence[Expert]) -> None:
@@ -113,7 +178,7 @@ def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
 
 
 def _check_base_traits(
-    base: str, base_folder: Path, experts: Sequence[Expert], *, same_template: bool
+    base: str, base_folder: Path, experts: Sequence[Expert], *, settled: Collection[str]
 ) -> None:
     """A base that is a retriever already encodes as its experts were trained."""
     if not (base_folder / "modules.json").is_file():
@@ -121,9 +186,7 @@ def _check_base_traits(
     description = (
         read_json(base_folder / DESCRIPTION, ModelError) if (base_folder / DESCRIPTION).is_file() else {}
     )
-    check_compatible(
-        [Expert(f"base {base}", base_folder, {}, description), *experts], same_template=same_template
-    )
+    check_compatible([Expert(f"base {base}", base_folder, {}, description), *experts], settled=settled)
 
 
 def _config(folder: Path) -> dict[str, Any]:

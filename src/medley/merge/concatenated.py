@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medley.backbone import backbone
 from medley.encoder import FORMAT, Retriever
 from medley.expert import Expert, write_adapter
-from medley.lowrank import LowRank, attach, backbone, detach, fold, rescale
+from medley.lowrank import LowRank, attach, detach, fold, rescale
 from medley.merge.coefficients import Layout
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medley.backbone import base_tensors
 from medley.encoder import Retriever
-from medley.expert import Expert, base_tensors
+from medley.expert import Expert
 from medley.merge.checkpoint import row_count
 from medley.merge.coefficients import Layout
 from medley.merge.methods import KeptEntries, TensorMerge, merge_tensor

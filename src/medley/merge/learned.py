@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medley.backbone import backbone
 from medley.encoder import Retriever, encode_with_gradient
 from medley.errors import RecipeError
 from medley.expert import Expert
-from medley.lowrank import attached, backbone
+from medley.lowrank import attached
 from medley.merge.coefficients import Layout
 from medley.merge.pool import DevPool, PoolVectors
 from medley.merge.settings import SearchSettings

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from medley.errors import RecipeError
-from medley.merge.coefficients import Kind, Layout, kind_of, layer_cuts
+from medley.merge.coefficients import Kind, Layout, before_layers, layer_cuts
 
 if TYPE_CHECKING:
     from medley.merge.settings import MergeFile, MergeParameters
@@ -28,7 +28,7 @@ KNOWN = {
     "chat_template",
 }  # fmt: skip
 FILTERS: dict[Kind, tuple[str, ...]] = {
-    "attention": ("self_attn",), "mlp": ("mlp",), "norm": ("norm",), "embedding": ("embed_tokens",),
+    "attention": ("self_attn",), "mlp": ("mlp",), "norm": ("norm",), "embedding": ("embed_tokens", "lm_head"),
 }  # fmt: skip
 """Parts of tensor names by which mergekit tells kinds apart."""
 
@@ -286,7 +286,7 @@ def settings_by_tensor(
 
     def of_tensor(tensor: str) -> tuple[np.ndarray, MergeParameters]:
         layer = re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.", tensor)
-        index, position = (0 if kind_of(tensor) == "embedding" else len(ends) - 1), 0.0
+        index, position = (0 if before_layers(tensor) else len(ends) - 1), 0.0
         if layer:
             number = int(layer.group(1))
             index = next(i for i, (_, stop) in enumerate(ends) if number < stop)

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from medley.backbone import backbone
 from medley.collections import load_collection
 from medley.encoder import Retriever
 from medley.errors import ModelError, RecipeError
 from medley.expert import Expert, read_expert
 from medley.files import read_json, writing
 from medley.fingerprint import fingerprint_file, fingerprint_folder
-from medley.lowrank import attach, backbone, detach
+from medley.lowrank import attach, detach
 from medley.merge.candidates import candidates
 from medley.merge.checkpoint import local_folder
 from medley.merge.coefficients import weights_array

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medley.encoder import Retriever, append_end_of_sequence
+from medley.backbone import backbone, base_fingerprint, base_tensors
+from medley.encoder import Retriever, RetrieverSettings, append_end_of_sequence
 from medley.errors import ModelError, RecipeError
-from medley.expert import Expert, base_fingerprint, base_tensors, open_base, read_expert
-from medley.lowrank import backbone
+from medley.expert import Expert, open_base, read_expert
 from medley.merge.checkpoint import Checkpoint, local_folder
-from medley.merge.coefficients import Layout, kind_of, layer_cuts
+from medley.merge.coefficients import Layout, before_layers, kind_of, layer_cuts
 from medley.merge.compatible import Resolved, check_experts
 from medley.merge.fullweights import SettingsOf
 from medley.merge.mergekit_file import settings_by_tensor
@@ -89,7 +89,7 @@ def open_merge(file: MergeFile, *, device: str | None = None) -> Merge:
     base = open_base(
         file.base,
         experts,
-        settings=file.retriever,
+        settings=_retriever_settings(file, experts),
         instruction=file.instruction,
         dtype="float32" if sum_of_adapters else file.dtype,
         device=device,
@@ -119,15 +119,25 @@ def open_merge(file: MergeFile, *, device: str | None = None) -> Merge:
 def resolved(file: MergeFile) -> Resolved:
     """What the file settles where base and experts differ. Raises RecipeError where it does so by half."""
     keep = file.keep
-    anyhow = Resolved(None, file.retriever is not None, file.templates == "first")
+    stated = set() if file.retriever is None else set(file.retriever.model_fields_set)
+    anyhow = Resolved(None, frozenset(stated | ({"template"} if file.templates == "first" else set())))
     if keep is None or not keep.tokenizer:
         return anyhow
-    if not any(kind_of(part) == "embedding" for part in keep.parts):
+    if not any(before_layers(part) for part in keep.parts):
         raise RecipeError(
             f"keep.tensors: {TOKENIZER} alone would read one model's tokens with another's embeddings; "
             "add embed_tokens."
         )
     return replace(anyhow, tokenizer_of=keep.source)
+
+
+def _retriever_settings(file: MergeFile, experts: Sequence[Expert]) -> RetrieverSettings | None:
+    """As the experts were trained, except for what the file states."""
+    if file.retriever is None:
+        return None
+    trained = next((expert.settings for expert in experts if expert.settings is not None), None)
+    stated = file.retriever.model_dump(exclude_unset=True)
+    return RetrieverSettings.model_validate((trained.model_dump() if trained else {}) | stated)
 
 
 def lay_out(file: MergeFile, tensors: Sequence[str], layer_count: int) -> Layout:
@@ -171,7 +181,7 @@ def take_tokenizer(retriever: Retriever, expert: Expert, layout: Layout) -> None
     first.processor = tokenizer
     model = backbone(retriever)
     stored = Checkpoint(expert.path, name=expert.name).tensors
-    embedding = next(name for name in stored if layout.keeps(name) and kind_of(name) == "embedding")
+    embedding = next(name for name in stored if layout.keeps(name) and before_layers(name))
     rows = stored[embedding].shape[0]
     if rows != model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(rows, mean_resizing=False)

@@ -139,7 +139,7 @@ def read_experts(recipe: Recipe, needs: Mapping[str, Path]) -> list[Any]:
 
 def _layout(recipe: Recipe, retriever: Retriever) -> Any:
     """Which coefficients each layer gets."""
-    from medley.lowrank import backbone
+    from medley.backbone import backbone
     from medley.merge.coefficients import Layout, layer_cuts
 
     return Layout(layer_cuts(recipe.merge.segments, int(backbone(retriever).config.num_hidden_layers)))
@@ -150,8 +150,9 @@ def build_search(recipe: Recipe, inputs: Inputs, out: Path, needs: Mapping[str, 
 
     Encodings are kept in the run's folder until the search is done, so a search that was killed goes on where it was.
     """
-    from medley.expert import base_fingerprint, check_compatible
+    from medley.backbone import base_fingerprint
     from medley.merge.candidates import candidates
+    from medley.merge.compatible import check_compatible
     from medley.merge.dev_pools import dev_pools, ranking_retrievers
     from medley.merge.learned import Learnable
     from medley.merge.pool import PoolVectors, embed_pool

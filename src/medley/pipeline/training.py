@@ -134,7 +134,8 @@ def build_expert(
     needs: Mapping[str, Path],
 ) -> dict[str, Any]:
     """Train one adapter on the pairs of one expert, or of all experts together for the all-data model."""
-    from medley.expert import base_fingerprint, save_expert
+    from medley.backbone import base_fingerprint
+    from medley.expert import save_expert
     from medley.train.trials import train_best
 
     pairs: list[TrainingPair] = []

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medley.backbone import backbone
 from medley.encoder import Retriever
 from medley.errors import InputError, PairsError
-from medley.lowrank import backbone
 from medley.pairs import TrainingPair
 from medley.progress import progress, say
 from medley.train.adapter import add_adapter

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medley.backbone import backbone_fingerprint
 from medley.documents import Shard
 from medley.encoder import DESCRIPTION, FORMAT, quiet_loading
 from medley.errors import ModelError, PairsError
-from medley.expert import adapter_content, backbone_fingerprint, write_adapter
+from medley.expert import adapter_content, write_adapter
 from medley.files import explained_write_errors, read_json, remove, write_json, writing
 from medley.fingerprint import fingerprint, fingerprint_texts
 from medley.model_name import check_decoder, model_identity, resolve_base

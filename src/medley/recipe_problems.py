@@ -1,0 +1,57 @@
+"""What is wrong with a recipe, in one sentence: the key, the value, and the nearest key or what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+
+def explain(problem: ValidationError, model: type[BaseModel]) -> str:
+    """The first thing that is wrong, in one sentence: key, value, and the nearest key or what is allowed."""
+    error = problem.errors()[0]
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _fields_at(model, error["loc"][:-1])
+        return _sentence(f"{key}: unknown key{nearest(str(error['loc'][-1]), known)}")
+    if error["type"] == "missing":
+        return f"{key}: this key is required; add it."
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return _sentence(f"{key + ': ' if key else ''}{message}")
+    return f"{key}: {message[0].lower()}{message[1:]} (found {error['input']!r})."
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith("?") else f"{text}."
+
+
+def nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    """The end of a sentence about an unknown name: the known one nearest to it, or all that are known."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """The known keys of the model found by walking `location`, through dicts, lists and optionals."""
+    current: Any = model
+    for part in location:
+        fields = getattr(current, "model_fields", None)
+        if fields and part in fields:
+            current = _model_in(fields[part].annotation)
+    return list(getattr(current, "model_fields", {}))
+
+
+def _model_in(annotation: Any) -> Any:
+    """The pydantic model inside an annotation such as `dict[str, Model]` or `Model | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _model_in(argument)
+        if found is not None:
+            return found
+    return None
