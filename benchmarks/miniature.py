@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from medley.pipeline import run_recipe
-from medley.pipeline.proof import mean_score, per_query
+from medley.pipeline.proof import mean_score
 from medley.recipe import load_recipe
 from medley.statistics.compare import Comparison, compare
+from medley.statistics.family import per_query
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "miniature.yaml"
 CONDITIONS = {"plain": ["judged", "mined"], "generated": ["judged", "mined", "generated"]}
