@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -9,13 +11,24 @@ from medley.collections import BUNDLED
 from medley.errors import RecipeError
 from medley.recipe import load_recipe, parse_recipe, write_recipe
 
+RECIPES = Path(__file__).parents[1] / "recipes"
 DEMO = BUNDLED / "demo" / "recipe.yaml"
 
 
-def test_the_demo_recipe_survives_being_written_out():
-    recipe = load_recipe(DEMO)
-    assert parse_recipe(yaml.safe_load(write_recipe(recipe))) == recipe
-    assert recipe.evaluate.groups == {"medical": ["demo/medicine:test"], "general": ["demo/general:test"]}
+@pytest.mark.parametrize(
+    "path",
+    [DEMO, *sorted(path for path in RECIPES.rglob("*.yaml") if not path.stem.endswith("-ties"))],
+    ids=lambda path: str(path.relative_to(path.parents[1])),
+)
+def test_every_recipe_survives_being_written_out(path, monkeypatch):
+    """A run folder keeps its recipe with every default written, and that file is a recipe again."""
+    monkeypatch.setenv("MEDLEY_DATA", "/data")
+    for overrides in (
+        [],
+        ["llm={base_url: http://127.0.0.1:9/v1, model: m}", "negatives.generated={per_query: 2}"],
+    ):
+        recipe = load_recipe(path, overrides)
+        assert parse_recipe(yaml.safe_load(write_recipe(recipe))) == recipe
 
 
 @pytest.mark.parametrize(
