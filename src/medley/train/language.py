@@ -103,13 +103,15 @@ def train_language(
                 callbacks=[advancing(advance)],
             )
             trainer.remove_callback(transformers.PrinterCallback)
-            before = _loss_on_held_out(trainer, folder, held_out)
             resumed = None
             if checkpoints:
                 trainer.add_callback(saving_every(settings.checkpoint_minutes))
                 resumed = _last_checkpoint(checkpoints)
                 if resumed:
                     say(f"{label}: goes on from step {resumed.name.rpartition('-')[2]} of {steps}")
+            # Not trainer.evaluate() here: accelerate then takes the model for prepared and leaves it without DDP, and
+            # each process trains a model of its own. The history of a training that resumes holds the first score.
+            arguments.eval_on_start = bool(held_out) and resumed is None
             outcome = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
             after = float(trainer.evaluate()["eval_loss"]) if held_out else None
         if is_first():
@@ -120,11 +122,9 @@ def train_language(
             _save(model, tokenizer, settings, out, description)
             if checkpoints:
                 remove(checkpoints)
-    losses = [
-        {"step": entry["step"], "loss": entry["loss"]}
-        for entry in trainer.state.log_history
-        if "loss" in entry
-    ]
+    history = trainer.state.log_history
+    before = next((float(entry["eval_loss"]) for entry in history if "eval_loss" in entry), None)
+    losses = [{"step": entry["step"], "loss": entry["loss"]} for entry in history if "loss" in entry]
     return LanguageTraining(
         len(tokens), outcome.global_step, before, after, losses, round(time.monotonic() - started, 3)
     )
@@ -239,16 +239,3 @@ def _last_checkpoint(folder: Path) -> Path | None:
             continue
         found.append(path.parent)
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
-def _loss_on_held_out(trainer: Any, folder: Path, held_out: set[int]) -> float | None:
-    """The loss before any step; kept for a training that resumes."""
-    if not held_out:
-        return None
-    path = folder / "before.json"
-    known = shared(lambda: read_json(path, ModelError)["loss"] if path.is_file() else None)
-    if known is None:
-        known = float(trainer.evaluate()["eval_loss"])
-        if is_first():
-            write_json(path, {"loss": known})
-    return float(known)
