@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,6 +57,11 @@ class TensorMerge:
     def delta(self, expert: int, start: int, stop: int) -> torch.Tensor | None:
         """An expert's update of rows [start, stop)."""
         return self.sources[expert].delta(self.tensor, self.shape, self.base, start, stop)
+
+    def with_base_rows(self, start: int, stop: int) -> TensorMerge:
+        """The same for rows [start, stop) only, the base's read and made float32 once for all experts."""
+        rows = self.base(start, stop)
+        return replace(self, base=lambda _start, _stop: rows)
 
 
 @dataclass(frozen=True)
@@ -162,11 +167,12 @@ def _weighted_sum(
 ) -> Iterator[tuple[int, int, torch.Tensor]]:
     """of_base theta_0 + sum_k c_k delta_k."""
     for start, stop in row_blocks(merge.shape):
-        rows = merge.base(start, stop)
+        block = merge.with_base_rows(start, stop)
+        rows = block.base(start, stop)
         rows = rows * of_base if of_base != 1.0 else rows.clone()
         for expert, coefficient in enumerate(coefficients_K):
             if coefficient:
-                delta = merge.delta(expert, start, stop)
+                delta = block.delta(expert, start, stop)
                 if delta is not None:
                     rows.add_(delta, alpha=float(coefficient))
         yield start, stop, rows
@@ -181,15 +187,16 @@ def _trimmed_sum(
     divisor = _divisor(merge.weights, values)
     for start, stop, first in flat_starts(merge.shape):
         weighted = []
+        block = merge.with_base_rows(start, stop)
         for expert, weight in enumerate(values["weight"]):
-            delta = merge.delta(expert, start, stop)
+            delta = block.delta(expert, start, stop)
             if delta is None or not weight:
                 continue
             found = kept.of(merge, expert, trims[expert])
             if found is not None:
                 found.apply(delta, first)
             weighted.append((delta.mul_(weight), weight))
-        rows = merge.base(start, stop).clone()
+        rows = block.base(start, stop).clone()
         if weighted and kernel.consensus_method is not None:
             rows.add_(_by_majority(weighted, normalize=values["normalize"]), alpha=values["lambda"])
         else:
