@@ -26,7 +26,7 @@ LAYERS = (
     {"run"},
     {"llm", "batches", "encoder", "search", "backbone", "lowrank", "expert", "prefix"},
     {"mine", "synthesize", "guard", "review", "prompts", "train", "merge", "evaluate", "report"},
-    {"recipe", "recipe_data", "recipe_places", "recipe_problems"},  # every stage's settings in one file; the stages themselves it does not call
+    {"recipe", "recipe_data", "recipe_merge", "recipe_places", "recipe_problems"},  # every stage's settings in one file; the stages themselves it does not call
     {"pipeline"},
     {"cli", "cli_compare", "cli_evaluate", "cli_guard", "cli_leaks", "cli_llm", "cli_options", "cli_prompts", "cli_synthesize",
      "cli_train", "__main__", "tables"},

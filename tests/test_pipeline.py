@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from llm_server import serving
 from medley.encoder import encode_passages, encode_queries, open_retriever
+from medley.merge.model import merge_model
+from medley.merge.settings import parse_merge_file
 from medley.pipeline import STAGES
 from small import contents, medley, write_collection, write_recipe
 
@@ -150,6 +153,38 @@ def test_a_changed_learning_rate_redoes_what_depends_on_it_and_status_says_why(p
 def test_a_changed_search_leaves_the_experts_alone(place, again):
     change = ("--set", "merge.search.grid=[0, 1]", "--until", "merge")
     assert rerun(place, again, *change) == ["merge/search", "merge/model"]
+
+
+def test_a_run_searches_other_methods_than_sums_and_merges_as_a_merge_file_does(
+    place, again, tmp_path, tiny_model_folder
+):
+    change = (
+        "--set",
+        "merge.methods=[linear, ties]",
+        "--set",
+        "merge.parameters={density: 0.6, normalize: false}",
+    )
+    assert rerun(place, again, *change, "--until", "merge") == ["merge/search", "merge/model"]
+    search = json.loads((again / "stages/merge/search/search.json").read_text())
+    assert set(search["methods"]) == {"linear", "ties"}
+    rerun(place, again, "--set", "merge.methods=[ties]", *change[2:], "--until", "merge")
+    found = json.loads((again / "stages/merge/search/search.json").read_text())
+    assert found["method"] == "ties" and found["best"]["score"] <= 1
+    file = parse_merge_file(
+        {
+            "base": str(tiny_model_folder), "method": "ties", "weights": found["best"]["coefficients"],
+            "experts": {name: str(again / "stages/train" / name / "adapter") for name in "ab"},
+            "parameters": {"density": 0.6, "normalize": False}, "dtype": "float32",
+        },
+        "merge.yaml",
+    )  # fmt: skip
+    merge_model(file, tmp_path / "by-file")
+    ours, theirs = (
+        load_file(folder / "model.safetensors")
+        for folder in (again / "stages/merge/model/model", tmp_path / "by-file")
+    )
+    for name, tensor in theirs.items():
+        np.testing.assert_allclose(ours[name], tensor, atol=1e-6, err_msg=name)
 
 
 def test_a_changed_evaluation_only_evaluates(place, again):

@@ -92,7 +92,7 @@ def test_batches_hold_rows_of_several_candidates(
 def test_small_batches_change_nothing(tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     retriever = retriever_of(tiny_model_folder, attention="causal")
     whole = prefix.encode_under(retriever, QUERIES, INSTRUCTIONS)
-    monkeypatch.setattr(prefix, "BATCH_TOKENS", 30)
+    monkeypatch.setattr(prefix, "BATCH_TOKENS_CPU", 30)
     monkeypatch.setattr(prefix, "FEW_ROWS", 1)
     np.testing.assert_allclose(prefix.encode_under(retriever, QUERIES, INSTRUCTIONS), whole, atol=2e-6)
 

@@ -43,7 +43,7 @@ def test_every_recipe_survives_being_written_out(path, monkeypatch):
         ("experts.care.sources=[cares]", r"no source is called 'cares'; did you mean 'care'\?"),
         ("experts.all={sources: [care]}", r"the name `all` stands for"),
         ("retriever.template=e6", r"retriever.template"),
-        ("merge.methods=[tise]", r"merge.methods.0: input should be 'linear' or 'task_arithmetic'"),
+        ("merge.methods=[tise]", r"merge.methods.0: input should be 'linear', 'task_arithmetic', 'ties'"),
         ("sources.x={}", r"sources.x: give one of `pairs`, `collection` and `corpus`"),
         ("evaluate={baselines: [bm25]}", r"evaluate.groups"),
         ("merge={}", r"merge.dev: this key is required"),
@@ -102,3 +102,25 @@ def test_a_collection_without_a_split_is_read_for_what_it_is_there_for():
     recipe = load_recipe(DEMO, ["merge.dev=[demo/medicine]", "evaluate={medical: [demo/medicine]}"])
     assert recipe.merge.dev == ["demo/medicine:dev"], "never chosen on test by accident"
     assert recipe.evaluate.tasks == ["demo/medicine:test"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("merge.parameters={density: 0.5}", "neither linear nor task_arithmetic has it"),
+        ("merge={methods: [ties], dev: [demo/medicine], search: {strategy: learned}}", "only sums have"),
+        ("merge.methods=[slerp]", "merge.methods.0"),
+        ("merge.parameters={seed: 4}", "a recipe says this once, at `seed`"),
+    ],
+)
+def test_methods_parameters_and_search_have_to_fit(override, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(DEMO, [override])
+
+
+def test_a_sum_takes_only_its_own_parameters():
+    merge = load_recipe(
+        DEMO, ["merge.methods=[linear, ties]", "merge.parameters={density: 0.4, lambda: 0.9}"]
+    ).merge
+    assert merge.parameters_of("ties", 3).given() == {"density": 0.4, "lambda": 0.9}
+    assert merge.parameters_of("linear", 3).given() == {} and merge.parameters_of("ties", 3).seed == 3

@@ -24,8 +24,8 @@ from medley.progress import progress
 if TYPE_CHECKING:
     import torch
 
-BATCH_TOKENS = 8_192
-"""Tokens of one forward pass, those of the shared prefix not counted."""
+BATCH_TOKENS, BATCH_TOKENS_CPU = 8_192, 2_048
+"""Tokens of one forward pass, those of the shared prefix not counted; on a CPU few enough to stay in the cache."""
 FEW_ROWS = 16
 """A batch with fewer rows takes longer texts in, and pads, rather than being cut where the length changes."""
 SHAREABLE = {"full_attention", "sliding_attention"}
@@ -74,11 +74,12 @@ def encode_under(
     if not queries:
         return vectors_CQH
     rows = _rows(retriever, queries, instructions)
+    max_tokens = BATCH_TOKENS_CPU if retriever.model.device.type == "cpu" else BATCH_TOKENS
     with torch.inference_mode(), progress(label or "encoding queries", len(rows)) as advance:
         for shared, group in groupby(rows, key=lambda row: row.shared):
             members = list(group)
             prefixes = _prefixes(retriever, members) if shared else None
-            for batch in _batches(members):
+            for batch in _batches(members, max_tokens):
                 vectors = _encode(retriever, batch, prefixes)
                 places = [row.candidate for row in batch], [row.query for row in batch]
                 vectors_CQH[places] = vectors.cpu().numpy()
@@ -129,11 +130,11 @@ def _common(token_ids: Sequence[list[int]]) -> int:
     return min(same, min(map(len, token_ids)) - 1)
 
 
-def _batches(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
-    """Rows in batches of at most BATCH_TOKENS, of one length unless that would make small batches."""
+def _batches(rows: Sequence[_Row], max_tokens: int) -> Iterator[list[_Row]]:
+    """Rows in batches of at most `max_tokens`, of one length unless that would make small batches."""
     batch: list[_Row] = []
     for row in rows:
-        full = (len(batch) + 1) * row.length > BATCH_TOKENS
+        full = (len(batch) + 1) * row.length > max_tokens
         longer = bool(batch) and row.length != batch[0].length and len(batch) >= FEW_ROWS
         if batch and (full or longer):
             yield batch

@@ -17,7 +17,6 @@ from medley.encoder import RetrieverSettings
 from medley.errors import RecipeError
 from medley.evaluate.suites import suite
 from medley.llm import LlmSettings
-from medley.merge.settings import SearchSettings
 from medley.prompts.settings import Method, PromptSettings
 from medley.recipe_data import (
     STM_CONDITIONS,
@@ -29,8 +28,8 @@ from medley.recipe_data import (
     check_condition,
     check_stm_condition,
     check_writer,
-    refuse_elsewhere,
 )
+from medley.recipe_merge import MergeSettings
 from medley.recipe_places import with_places
 from medley.recipe_problems import explain, nearest
 from medley.statistics.demands import Demand
@@ -50,30 +49,6 @@ class Expert(BaseModel):
     )
     prompts: Method | None = Field(None, description="instead of the recipe's prompts.method")
     dev: list[str] | None = Field(None, description="dev collections for its instruction; default merge.dev")
-
-
-class MergeSettings(BaseModel):
-    """How experts are merged and the coefficients found."""
-
-    model_config = STRICT
-
-    methods: list[Literal["linear", "task_arithmetic"]] = Field(default=["linear"], min_length=1)
-    segments: int = Field(1, ge=1, description="depth segments with coefficients of their own")
-    search: SearchSettings = Field(SearchSettings(), description="how coefficients are looked for")
-    dev: list[str] = Field(min_length=1, description="dev collections, SPEC:SPLIT")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "bfloat16", description="of the saved weights; float32 loses nothing of a small update"
-    )
-
-    @model_validator(mode="after")
-    def _said_once(self) -> MergeSettings:
-        refuse_elsewhere(self.search, "search", {"dev": "merge.dev", "seed": "seed"})
-        self.search.check_dev(self.dev, "merge.dev")
-        if self.search.shrink:
-            raise ValueError(
-                "search.shrink: only `medley search-merge` shrinks experts; a recipe merges them whole"
-            )
-        return self
 
 
 class EvaluateSettings(BaseModel):

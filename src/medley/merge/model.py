@@ -14,16 +14,16 @@ import numpy as np
 
 from medley.backbone import backbone
 from medley.collections import load_collection
-from medley.encoder import Retriever
 from medley.errors import ModelError, RecipeError
 from medley.expert import Expert, read_expert
 from medley.files import read_json, writing
 from medley.fingerprint import fingerprint_file, fingerprint_folder
 from medley.lowrank import attach, detach
+from medley.merge.apply import apply_weights, encode_exactly
 from medley.merge.candidates import candidates
 from medley.merge.checkpoint import local_folder
 from medley.merge.coefficients import weights_array
-from medley.merge.concatenated import ConcatenatedAdapter, dense_merge, merge_adapters
+from medley.merge.concatenated import ConcatenatedAdapter, merge_adapters
 from medley.merge.dev_pools import dev_pools, ranking_retrievers
 from medley.merge.export import (
     GateReport,
@@ -35,7 +35,6 @@ from medley.merge.export import (
     licences,
     model_card,
 )
-from medley.merge.fullweights import merge_weights
 from medley.merge.learned import Learnable
 from medley.merge.mergekit_file import write_mergekit
 from medley.merge.opening import Merge, open_merge, read_experts, search_space
@@ -131,33 +130,10 @@ def write_as_mergekit(file: MergeFile, path: Path) -> None:
 def apply_merge(merge: Merge, weights_KS: np.ndarray, probe: Probe) -> ProbeVectors:
     """Merge into the weights of `merge.base`, and give the probe's vectors of the model as a search scores
     it."""
-    if not merge.is_adapter:
-        _merge_dense(merge, weights_KS)
-        return encode_exactly(merge.base, probe)
-    effective_KS = search_space(merge.file, merge.layout.segment_count).effective(weights_KS)
-    with ConcatenatedAdapter(merge.base, merge.experts, layout=merge.layout) as adapter:
-        adapter.set_coefficients(effective_KS)
-        scored = encode_probe(merge.base, probe)
-    dense_merge(merge.base, merge.experts, effective_KS, layout=merge.layout)
-    return scored
-
-
-def _merge_dense(merge: Merge, weights_KS: np.ndarray) -> None:
-    merge_weights(
-        merge.base, merge.experts, weights_KS, method=merge.file.method, parameters=merge.parameters,
-        layout=merge.layout, settings_of=merge.settings_of,
+    return apply_weights(
+        merge.base, merge.experts, weights_KS, space=search_space(merge.file, merge.layout.segment_count),
+        parameters=merge.parameters, layout=merge.layout, probe=probe, settings_of=merge.settings_of,
     )  # fmt: skip
-
-
-def encode_exactly(retriever: Retriever, probe: Probe) -> ProbeVectors:
-    """The probe's vectors computed in float32, whatever dtype the weights are stored in; that stays."""
-    torch, model = _torch(), backbone(retriever)
-    stored = next(model.parameters()).dtype
-    model.to(torch.float32)  # exact, and so is the way back
-    try:
-        return encode_probe(retriever, probe)
-    finally:
-        model.to(stored)
 
 
 def _weights(merge: Merge) -> np.ndarray:

@@ -67,14 +67,11 @@ def build_merged_instruction(
     recipe: Recipe, inputs: Inputs, out: Path, needs: Mapping[str, Path]
 ) -> dict[str, Any]:
     """Choose the inference instruction of the merged model, on the dev collections of the merge."""
-    from medley.merge.concatenated import dense_merge
+    from medley.merge.export import Probe
 
     seed_instruction = instruction_of(needs, ALL)
     retriever = base_retriever(recipe, needs, seed_instruction)
-    experts = read_experts(recipe, needs)
-    layout = _layout(recipe, retriever)
-    found = read_json(needs["merge/search"] / SEARCH)
-    dense_merge(retriever, experts, _deltas(recipe, found, layout), layout=layout)
+    _apply_found(recipe, retriever, needs, Probe())
     dev = recipe.merge.dev
     choice = _tuned(recipe, inputs, retriever, recipe.prompts, seed_instruction, dev, out)
     return write_choice(choice, dev, out / PROMPT)
@@ -109,12 +106,28 @@ def _tuned(
     )
 
 
-def _deltas(recipe: Recipe, found: Mapping[str, Any], layout: Any) -> Any:
-    """What each expert's delta is multiplied by, for the coefficients that the search chose."""
-    from medley.merge.coefficients import delta_coefficients, weights_array
+def _space(recipe: Recipe, method: str, layout: Any) -> Any:
+    """The candidates of one method's search."""
+    from medley.merge.space import SearchSpace
 
-    weights = weights_array(found["best"]["coefficients"], tuple(recipe.experts), layout.segment_count)
-    return delta_coefficients(found["method"], weights)
+    own = recipe.merge.parameters_of(method, recipe.seed)
+    scale = 1.0 if own.lambda_ is None else own.lambda_
+    grid = tuple(recipe.merge.search.grid)
+    return SearchSpace(tuple(recipe.experts), grid, layout.segment_count, method, own.normalize, scale)
+
+
+def _apply_found(recipe: Recipe, retriever: Retriever, needs: Mapping[str, Path], probe: Any) -> Any:
+    """Put the merge that the search found into the retriever; the probe's vectors as the search scored it."""
+    from medley.merge.apply import apply_weights
+    from medley.merge.coefficients import weights_array
+
+    found = read_json(needs["merge/search"] / SEARCH)
+    layout = _layout(recipe, retriever)
+    weights_KS = weights_array(found["best"]["coefficients"], tuple(recipe.experts), layout.segment_count)
+    return apply_weights(
+        retriever, read_experts(recipe, needs), weights_KS, space=_space(recipe, found["method"], layout),
+        parameters=recipe.merge.parameters_of(found["method"], recipe.seed), layout=layout, probe=probe,
+    )  # fmt: skip
 
 
 def dev_pool(recipe: Recipe, inputs: Inputs, spec: str, *, passages: int, queries: int) -> Any:
@@ -157,8 +170,6 @@ def build_search(recipe: Recipe, inputs: Inputs, out: Path, needs: Mapping[str, 
     from medley.merge.learned import Learnable
     from medley.merge.pool import PoolVectors, embed_pool
     from medley.merge.search import search, store_folder
-    from medley.merge.settings import MergeParameters
-    from medley.merge.space import SearchSpace
 
     experts = read_experts(recipe, needs)
     inputs.bases.clear()  # training is over, so its open base need not stay in memory beside this one
@@ -171,10 +182,8 @@ def build_search(recipe: Recipe, inputs: Inputs, out: Path, needs: Mapping[str, 
     unfinished = out.parents[2] / ENCODINGS
     results = {}
     for method in recipe.merge.methods:
-        with candidates(
-            retriever, experts, method=method, parameters=MergeParameters.model_validate({}), layout=layout
-        ) as apply:
-            space = SearchSpace(tuple(recipe.experts), tuple(settings.grid), layout.segment_count, method)
+        own, space = recipe.merge.parameters_of(method, recipe.seed), _space(recipe, method, layout)
+        with candidates(retriever, experts, method=method, parameters=own, layout=layout) as apply:
             pools = dev_pools(
                 settings,
                 {spec: inputs.collection(spec) for spec in recipe.merge.dev},
@@ -187,7 +196,8 @@ def build_search(recipe: Recipe, inputs: Inputs, out: Path, needs: Mapping[str, 
                 merged = apply(coefficients_KS)
                 return [embed_pool(merged, pool) for pool in pools]
 
-            store = store_folder(unfinished, pools, space, model=model, made_of=[made_of, layout.cuts])
+            made = [made_of, layout.cuts, own.given()]
+            store = store_folder(unfinished, pools, space, model=model, made_of=made)
             learnable = Learnable(retriever, experts, layout)
             results[method] = search(embed, pools, space, settings, store=store, learnable=learnable)
     method = max(results, key=lambda name: _confirmed(results[name].best))
@@ -214,11 +224,9 @@ def build_merged(recipe: Recipe, inputs: Inputs, out: Path, needs: Mapping[str, 
     """
     import torch
 
-    from medley.merge.concatenated import ConcatenatedAdapter, dense_merge
     from medley.merge.export import Probe, encode_probe, export, model_card
 
     found = read_json(needs["merge/search"] / SEARCH)
-    experts = read_experts(recipe, needs)
     weights = found["best"]["coefficients"]
     dev = inputs.collection(recipe.merge.dev[0])
     probe = Probe(
@@ -231,13 +239,8 @@ def build_merged(recipe: Recipe, inputs: Inputs, out: Path, needs: Mapping[str, 
         read_json(tuned_after / PROMPT)["instruction"] if tuned_after else instruction_of(needs, ALL)
     )
     retriever = build_retriever(base_of(recipe, needs), exact, instruction=instruction)
-    layout = _layout(recipe, retriever)
-    deltas_KS = _deltas(recipe, found, layout)
     base_vectors = encode_probe(retriever, probe)
-    with ConcatenatedAdapter(retriever, experts, layout=layout) as adapter:
-        adapter.set_coefficients(deltas_KS)
-        scored = encode_probe(retriever, probe)
-    dense_merge(retriever, experts, deltas_KS, layout=layout)
+    scored = _apply_found(recipe, retriever, needs, probe)
     retriever.model.to(getattr(torch, recipe.merge.dtype))
     identities = {name: fingerprint_path(needs[f"train/{name}"] / "adapter") for name in recipe.experts}
     card = model_card(

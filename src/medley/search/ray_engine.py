@@ -8,6 +8,7 @@ the same model there is checked. `RAY_ADDRESS` names a cluster; without it Ray s
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -40,7 +41,7 @@ def ray_engine(
             "--engine ray: Ray is not installed; pip install 'medley-retrieval[ray]'."
         ) from problem
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+        ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
 
     def engine(name: str, retriever: Retriever) -> Embedder:
         embedder = embedder_of(retriever)
