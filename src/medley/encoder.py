@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 DESCRIPTION = "medley.json"
 """The file in a model or expert folder that keeps what sentence-transformers has no place for."""
 FORMAT = 1
+TEXTS_AT_ONCE = 256
+"""Texts tokenized in one call: offsets, words and what was cut off take some 100 bytes a token."""
 TOKENS_A_TEXT, TOKENS_A_TEXT_CPU = 256, 32
 """`batch_size` times this is the number of tokens in a batch, on an accelerator and on a CPU. The products of 2,048
 tokens stay in a CPU core's cache; an accelerator needs more to be busy."""
@@ -327,10 +329,15 @@ def _encode(
 
 def token_ids(retriever: Retriever, texts: Sequence[str]) -> list[list[int]]:
     """The tokens that the model reads for texts which carry their prompts already, cut to its length, unpadded."""
-    encoded = retriever.model.tokenizer(
-        list(texts), truncation=True, max_length=retriever.model.max_seq_length, return_attention_mask=False
-    )
-    ids: list[list[int]] = encoded["input_ids"]
+    ids: list[list[int]] = []
+    for start in range(0, len(texts), TEXTS_AT_ONCE):  # what a tokenizer makes of a text besides is large: let go of it
+        encoded = retriever.model.tokenizer(
+            list(texts[start : start + TEXTS_AT_ONCE]),
+            truncation=True,
+            max_length=retriever.model.max_seq_length,
+            return_attention_mask=False,
+        )
+        ids += encoded["input_ids"]
     return ids
 
 
