@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 import torch
@@ -32,6 +26,7 @@ from medley.llm import (
     open_chat,
 )
 from medley.llm.local import _SeededNoise, prompt_of
+from transformers_serve import needs_serving, transformers_serve
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 TEXTS = ["metformin lowers", "a", "the heart is a muscle that pumps blood through the body and", "vitamin D"]
@@ -145,39 +140,11 @@ def test_what_is_not_there_is_one_sentence(tmp_path: Path) -> None:
             open_chat(LlmSettings(local="tiny", engine="vllm"))
 
 
-needs_serving = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn")),
-    reason="`transformers serve` needs fastapi and uvicorn: pip install 'transformers[serving]'",
-)
-
-
 @pytest.fixture(scope="module")
 def real_server(chatty: Path) -> Iterator[str]:
     """A `transformers serve` process with the tiny base."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [Path(sys.executable).with_name("transformers"), "serve", chatty, "--host", "127.0.0.1"]
-    log = chatty.parent / "serve.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, "--port", str(port)], stdout=output, stderr=output, env=os.environ | {"HF_HUB_OFFLINE": "1"}
-        )  # fmt: skip
-    try:
-        for _ in range(120):
-            try:
-                with urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as health:
-                    if health.status == 200:
-                        break
-            except OSError:
-                assert process.poll() is None, log.read_text()[-2000:]
-                time.sleep(0.5)
-        else:
-            pytest.fail(log.read_text()[-2000:])
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.kill()
-        process.wait(20)
+    with transformers_serve(chatty) as url:
+        yield url
 
 
 @pytest.mark.slow

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 
 from chat import LLM, Scripted
 from llm_server import serving
-from medley.collections import BUNDLED
 from medley.errors import EndpointError
 from medley.llm import LlmSettings, Reply, ReplyFile, Sampling, open_chat
 from medley.llm.cache import Cached
@@ -28,6 +19,7 @@ from medley.prompts.gepa import sentence_of
 from medley.prompts.library import read_library
 from medley.prompts.settings import PromptSettings
 from prompt_parts import KnownScorer, dev_set, paired_test, words_of
+from transformers_serve import make_chatty, needs_serving, transformers_serve
 
 SEED = "Given a question, find documents"
 STEPS = [
@@ -226,42 +218,12 @@ def test_over_http_with_an_endpoint_that_dies(tmp_path: Path, monkeypatch: pytes
     assert choice.instruction in STEPS
 
 
-needs_serving = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn")),
-    reason="`transformers serve` needs fastapi and uvicorn: pip install 'transformers[serving]'",
-)
-
-
 @pytest.fixture(scope="module")
 def tiny_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """A `transformers serve` process with the tiny base: its address and the model's name."""
-    folder = tmp_path_factory.mktemp("serve") / "tiny"
-    shutil.copytree(BUNDLED / "tiny", folder)
-    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = folder.parent / "serve.log"
-    command = [Path(sys.executable).with_name("transformers"), "serve", folder, "--host", "127.0.0.1"]
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, "--port", str(port)], stdout=output, stderr=output, env=os.environ | {"HF_HUB_OFFLINE": "1"}
-        )  # fmt: skip
-    try:
-        for _ in range(240):
-            try:
-                with urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as health:
-                    if health.status == 200:
-                        break
-            except OSError:
-                assert process.poll() is None, log.read_text()[-2000:]
-                time.sleep(0.5)
-        else:
-            pytest.fail(log.read_text()[-2000:])
-        yield f"http://127.0.0.1:{port}/v1", str(folder)
-    finally:
-        process.kill()
-        process.wait(20)
+    folder = make_chatty(tmp_path_factory.mktemp("serve") / "tiny")
+    with transformers_serve(folder) as url:
+        yield url, str(folder)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from medley import (
     cli_synthesize,
     cli_train,
 )
-from medley.cli_options import Out, PairsFile, Seed
+from medley.cli_options import Json, Out, PairsFile, Seed
 from medley.errors import InputError, MedleyError
 from medley.tables import print_results, print_steps
 
@@ -37,8 +37,6 @@ app.add_typer(cli_synthesize.app, name="synthesize")
 
 INTERRUPTED = 130
 """What a command ends with after Ctrl-C: the shells' number for it."""
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 
 def main() -> None:

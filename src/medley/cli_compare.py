@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from medley.cli_options import Json, Seed
 from medley.errors import CollectionError
 from medley.tables import print_comparisons
 
@@ -19,8 +20,8 @@ def compare(
             help="results.json files of `medley evaluate`, or of runs; several seeds of one model joined by commas."
         ),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
-    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 13,
+    as_json: Json = False,
+    seed: Seed = 13,
     by_task: Annotated[
         bool, typer.Option(help="Each task beside their mean; all are corrected together.")
     ] = True,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from medley.cli_options import Json
 from medley.errors import InputError
 from medley.progress import say
 
@@ -52,7 +53,7 @@ def evaluate(
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Score the tasks of a suite that can be had.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Score a model (or BM25) on MTEB tasks, suites and collection folders, beside baselines."""
     from medley.collections import load_collection
@@ -134,7 +135,7 @@ def published(
         ),
     ],
     base: Annotated[str, typer.Option(help="qwen3-0.6b, gemma-2b or phi-4-mini.")] = "qwen3-0.6b",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+    as_json: Json = False,
 ) -> None:
     """The tables of the Synthesize-Train-Merge paper beside one's own numbers."""
     from dataclasses import asdict

@@ -10,3 +10,4 @@ import typer
 Out = Annotated[Path, typer.Option("--out", help="Where the result goes.")]
 PairsFile = Annotated[Path, typer.Option("--pairs", help="A pairs file: JSON Lines, .gz or Parquet.")]
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]

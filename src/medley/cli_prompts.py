@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medley.cli_llm import BudgetTokens, Concurrency, LlmLocal, LlmModel, LlmUrl, llm_settings
+from medley.cli_options import Json, Seed
 from medley.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ def tune_prompt(
     llm_local: LlmLocal = None,
     concurrency: Concurrency = 8,
     budget_tokens: BudgetTokens = None,
-    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 13,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+    seed: Seed = 13,
+    as_json: Json = False,
 ) -> None:
     """Choose the retrieval instruction of a finished model on dev; prints the instruction."""
     from medley.encoder import open_retriever

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medley.cli_options import Out, Seed
 from medley.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ OBJECTIVES = ("contrastive", "language")
 
 def train(
     base: Annotated[str, typer.Option(help="Hub id, model folder, or `tiny`.")],
-    out: Annotated[Path, typer.Option("--out", help="Where the result goes.")],
+    out: Out,
     pairs: Annotated[
         Path | None, typer.Option("--pairs", help="A pairs file: JSON Lines, .gz or Parquet.")
     ] = None,
@@ -54,7 +55,7 @@ def train(
         list[str] | None,
         typer.Option("--set", help="Any other setting of the recipe's `train`: key.sub=value."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 13,
+    seed: Seed = 13,
     plan: Annotated[
         bool,
         typer.Option("--plan", help="Print what it will take, from a few measured passes; train nothing."),

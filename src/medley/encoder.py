@@ -330,7 +330,7 @@ def _encode(
 def token_ids(retriever: Retriever, texts: Sequence[str]) -> list[list[int]]:
     """The tokens that the model reads for texts which carry their prompts already, cut to its length, unpadded."""
     ids: list[list[int]] = []
-    for start in range(0, len(texts), TEXTS_AT_ONCE):  # what a tokenizer makes of a text besides is large: let go of it
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
         encoded = retriever.model.tokenizer(
             list(texts[start : start + TEXTS_AT_ONCE]),
             truncation=True,
