@@ -17,7 +17,7 @@ check: $(VENV)/installed
 	$(BIN)/mypy
 
 slow: $(VENV)/installed
-	$(BIN)/python -m pytest -m "slow and not data"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not data"
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
