@@ -223,6 +223,14 @@ def test_until_and_plan(place, tmp_path):
     plan = medley("run", recipe, "--out", tmp_path / "run", "--plan", "--json")
     assert contents(tmp_path) == before, "--plan touches nothing"
     assert {row["state"] for row in plan.json()} == {"missing"}
+    planned = {row["step"]: row for row in plan.json()}
+    for name in ("a", "all"):
+        adapter = load_file(place / "run/stages/train" / name / "adapter/adapter_model.safetensors")
+        assert planned[f"train/{name}"]["trained_parameters"] == sum(
+            tensor.size for tensor in adapter.values()
+        )
+        training = json.loads((place / "run/stages/train" / name / "training.json").read_text())
+        assert planned[f"train/{name}"]["steps"] == training["losses"][-1]["step"]
     done = medley("run", recipe, "--out", tmp_path / "run", "--until", "synthesize")
     assert done.code == 0 and done.out == ""
     rows = medley("status", tmp_path / "run", "--json").json()

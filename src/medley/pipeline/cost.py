@@ -1,14 +1,18 @@
 """What a step will cost, estimated from sizes alone for `--plan`: nothing is encoded, asked or written.
 
-`texts_encoded`, `texts_trained`, `disk_bytes`; llm_cost.py has what a language model takes.
+`texts_encoded`, `texts_trained`, `steps`, `trained_parameters`, `disk_bytes`; llm_cost.py has what a language
+model takes.
 """
 
 from __future__ import annotations
 
 import gzip
 import math
+import re
 from pathlib import Path
 
+from medley.merge.checkpoint import Checkpoint
+from medley.merge.coefficients import kind_of
 from medley.merge.settings import SearchSettings
 from medley.model_name import resolve_base
 from medley.pipeline.inputs import Inputs, expanded
@@ -44,13 +48,42 @@ def cost_of_training(recipe: Recipe, inputs: Inputs, sources: list[str], dev: li
     """Texts that go forward and backward through the model; with early stopping also those encoded on dev, at most."""
     rows = sum(rows_of(recipe.sources[name], inputs) for name in sources)
     texts = rows * recipe.train.epochs * (2 + recipe.train.negatives)
+    steps = recipe.train.steps_of(rows)[0] if rows else 0
+    cost: Cost = {"texts_trained": texts, "steps": steps, **trained_parameters(recipe)}
     stopping = recipe.train.early_stopping
     if stopping is None:
-        return {"texts_trained": texts}
+        return cost
     trials = max(1, len(set(stopping.learning_rates)))
     scores = 1 + math.ceil(recipe.train.epochs / stopping.every_epochs) + 2 * len(stopping.scales)
     encoded = scores * sum(pool_texts(stopping, inputs, dev))
-    return {"texts_trained": trials * texts, "texts_encoded": trials * encoded}
+    return {
+        **cost,
+        "texts_trained": trials * texts,
+        "steps": trials * steps,
+        "texts_encoded": trials * encoded,
+    }
+
+
+def trained_parameters(recipe: Recipe) -> Cost:
+    """How many numbers an adapter trains, by the shapes of the base's layers; unknown of a base that is not here.
+
+    Options that PEFT gives single layers (`rank_pattern` and the like) are not counted.
+    """
+    folder, lora = Path(resolve_base(recipe.base)), recipe.train.lora
+    if lora is None or not folder.is_dir():
+        return {}
+    layers = {
+        name.removesuffix(".weight"): stored.shape
+        for name, stored in Checkpoint(folder, name=recipe.base).tensors.items()
+        if len(stored.shape) == 2 and kind_of(name) in ("attention", "mlp")
+    }
+    if lora.targets == "all-linear":
+        chosen = list(layers.values())
+    elif isinstance(lora.targets, str):
+        chosen = [shape for name, shape in layers.items() if re.fullmatch(lora.targets, name)]
+    else:
+        chosen = [shape for name, shape in layers.items() if name.rpartition(".")[2] in lora.targets]
+    return {"trained_parameters": lora.rank * sum(map(sum, chosen))}
 
 
 def pool_texts(search: SearchSettings | EarlyStopping, inputs: Inputs, specs: list[str]) -> tuple[int, int]:

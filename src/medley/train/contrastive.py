@@ -10,7 +10,6 @@ without abstractions; a test compares the two.
 from __future__ import annotations
 
 import contextlib
-import math
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -100,7 +99,7 @@ def train(
     identity = training_identity(retriever.identity(), pairs, settings, seed=seed) if checkpoints else ""
     if settings.lora is not None:
         add_adapter(model, settings.lora)
-    steps, steps_per_epoch = steps_of(len(pairs), settings)
+    steps, steps_per_epoch = settings.steps_of(len(pairs))
     batches = loader(retriever, pairs, settings, steps=steps, seed=seed)
     cache = gradient_cache(retriever, settings)
     started = time.monotonic()
@@ -160,12 +159,6 @@ def train(
     return Training(
         len(pairs), last_step, seconds, losses, curve, cache.counts.useful, round(cache.counts.padding, 4)
     )
-
-
-def steps_of(pairs: int, settings: TrainSettings) -> tuple[int, int]:
-    """How many steps a training makes, and how many see every pair once."""
-    per_epoch = math.ceil(pairs / min(settings.batch_size, pairs))
-    return settings.max_steps or math.ceil(per_epoch * settings.epochs), per_epoch
 
 
 def loader(

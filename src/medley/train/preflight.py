@@ -18,7 +18,7 @@ from medley.encoder import Retriever
 from medley.pairs import TrainingPair
 from medley.train.adapter import add_adapter, remove_adapter
 from medley.train.collate import Collator
-from medley.train.contrastive import computing, gradient_cache, loader, steps_of
+from medley.train.contrastive import computing, gradient_cache, loader
 from medley.train.gradient_cache import GradientCache
 from medley.train.settings import TrainSettings
 
@@ -63,7 +63,7 @@ def preflight(
     """Measure what `train` with the same arguments will take. Raises what `train` would raise of them."""
     import torch
 
-    steps, _ = steps_of(len(pairs), settings)
+    steps, _ = settings.steps_of(len(pairs))
     batches = loader(retriever, pairs, settings, steps=min(steps, BATCHES), seed=seed)
     assert isinstance(batches.collate_fn, Collator) and batches.batch_sampler is not None
     rows = list(batches.batch_sampler)

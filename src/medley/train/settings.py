@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -124,6 +125,11 @@ class TrainSettings(BaseModel):
     report_to: tuple[str, ...] = Field(
         (), description="trackers that transformers knows: tensorboard, wandb, mlflow"
     )
+
+    def steps_of(self, pairs: int) -> tuple[int, int]:
+        """How many steps a training on so many pairs makes, and how many see every pair once."""
+        per_epoch = math.ceil(pairs / min(self.batch_size, pairs))
+        return self.max_steps or math.ceil(per_epoch * self.epochs), per_epoch
 
 
 class PretrainSettings(BaseModel):
