@@ -6,6 +6,7 @@ Exit codes: 0 success, 2 the user's input is wrong (one sentence), 1 anything el
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -41,6 +42,8 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line; turn errors into one sentence and an exit code."""
+    # On a CPU oneDNN keeps code for up to 1,024 shapes of matrices: hundreds of MB where texts have all lengths.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     try:
         status = app(prog_name="medley", standalone_mode=False)
     except MedleyError as problem:
