@@ -68,7 +68,6 @@ def test_killed_at_random_moments_it_ends_with_the_same_numbers(tmp_path, tiny_m
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(DEMO_RUN), reason="the whole demo was run")
 def test_the_demo_at_reduced_size_runs_without_a_network(tmp_path):
     smaller = [
         "train.epochs=0.5", "train.batch_size=16", "train.mini_batch_size=16", "prompts.method=none",
