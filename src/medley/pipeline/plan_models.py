@@ -104,7 +104,7 @@ def model_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                 },
                 partial(models.build_merged_instruction, recipe, inputs),
                 needs=("merge/search", *pretrained, *experts, f"prompts/{ALL}"),
-                code=code_of(*PROMPT_CODE, "backbone.py", "expert.py", "lowrank.py"),
+                code=code_of(*PROMPT_CODE, "merge", "backbone.py", "expert.py", "lowrank.py"),
                 cost=cost.cost_of_prompts(recipe, inputs, recipe.merge.dev, recipe.merged_prompt_method),
             )
         )
