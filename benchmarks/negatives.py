@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -46,7 +45,7 @@ def changes_for(condition: str, seed: int, llm: dict[str, Any] | None) -> list[s
 
 
 def run_all(arguments: argparse.Namespace) -> Results:
-    """Results by condition and seed. What one condition paid a language model for, the next one does not pay again."""
+    """Results by condition and seed."""
     llm = (
         {"base_url": arguments.llm_url, "model": arguments.llm_model, "concurrency": arguments.concurrency}
         if arguments.llm_url
@@ -54,16 +53,10 @@ def run_all(arguments: argparse.Namespace) -> Results:
     )
     results: Results = {}
     for seed in arguments.seeds:
-        paid: Path | None = None
         for condition in arguments.conditions:
             folder = arguments.out / f"negatives-{condition}-{seed}"
-            cache = folder / "llm-cache.jsonl"
-            if paid is not None and not cache.exists():
-                folder.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(paid, cache)
             changes = changes_for(condition, seed, llm)
             results[condition, seed] = result_of(folder, changes, finished=arguments.finished)
-            paid = cache if cache.exists() else paid
     return results
 
 

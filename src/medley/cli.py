@@ -136,6 +136,10 @@ def run(
             help='Train each expert on all devices that this starts: "torchrun --nproc-per-node 8".'
         ),
     ] = "",
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another run folder: what it holds of the very same steps is not made again."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a recipe, from data to proof; continues where an earlier run of it stopped."""
@@ -146,9 +150,9 @@ def run(
     settings = load_recipe(recipe, overrides or ())
     folder = out or Path("runs") / settings.name
     if plan_only:
-        print_steps(plan(settings, folder), as_json)
+        print_steps(plan(settings, folder, reuse=reuse or ()), as_json)
         return
-    run_recipe(settings, folder, until=until, devices=Devices(devices, launcher))
+    run_recipe(settings, folder, until=until, devices=Devices(devices, launcher), reuse=reuse or ())
     results = folder / "results.json"
     if results.is_file() and until is None:
         print_results(json.loads(results.read_text(encoding="utf-8")), as_json)

@@ -16,7 +16,7 @@ from medley.collections import Passage
 from medley.errors import LeakError, MedleyError
 from medley.files import write_json
 from medley.leaks.explain import Finding, explain_leaks
-from medley.leaks.find import Leak, Passages, hold_out, iter_leaks
+from medley.leaks.find import HeldOutCollection, Leak, Passages, hold_out, iter_leaks
 from medley.llm import Ledger
 from medley.origins import RECORDS, without_negatives
 from medley.pairs import TrainingPair, pairs_from_collection, read_pairs, write_pairs
@@ -28,7 +28,7 @@ from medley.recipe import Recipe, Source
 PAIRS = "pairs.jsonl"
 COUNTS = "counts.json"
 LEAKS = "leaks.json"
-"""In the artefacts of sources and leaks: texts that recur in dev and test collections, and what that means."""
+"""In the artefacts of sources, under `leaks: drop`: queries left out because dev or test collections have them."""
 WHOLE_CORPUS = 200_000
 """Passages up to which a run holds positives against a whole corpus; `medley leaks` always does."""
 LLM_CACHE = "llm-cache.jsonl"
@@ -72,8 +72,11 @@ def _leaks(
     pairs: Sequence[TrainingPair], inputs: Inputs, held_out: Sequence[str], *, passages: Passages
 ) -> list[Leak]:
     """Leaks of the pairs into dev and test collections, each under its SPEC:SPLIT."""
-    indexes = [replace(hold_out(inputs.collection(spec), passages=passages), name=spec) for spec in held_out]
-    return list(iter_leaks(pairs, indexes))
+    return list(iter_leaks(pairs, [_held_out(inputs, spec, passages) for spec in held_out]))
+
+
+def _held_out(inputs: Inputs, spec: str, passages: Passages) -> HeldOutCollection:
+    return replace(hold_out(inputs.collection(spec), passages=passages), name=spec)
 
 
 def _rows_by_collection(leaks: Sequence[Leak]) -> dict[str, set[int]]:
@@ -96,29 +99,36 @@ def _explained(leaks: Sequence[Leak], pairs: Sequence[TrainingPair], inputs: Inp
 
 
 def check_leaks(
-    inputs: Inputs, name: str, held_out: Sequence[str], out: Path, needs: Mapping[str, Path]
+    inputs: Inputs, names: Sequence[str], held_out: Sequence[str], out: Path, needs: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """Refuse a source whose queries recur in a dev or test collection; write down what else recurs and what it means.
+    """Refuse sources whose queries recur in a dev or test collection; write down what else recurs and what it means.
 
-    Corpora of up to WHOLE_CORPUS passages are looked at as a whole, larger ones where they are judged.
+    One file of findings for each source. Corpora of up to WHOLE_CORPUS passages are looked at as a whole, larger ones
+    where they are judged; each is arranged for the search once, for all sources, and one at a time.
     Raises LeakError with the first row and the remedy.
     """
-    pairs = read_pairs(needs[f"sources/{name}"] / PAIRS)
-    leaks = _leaks(pairs, inputs, held_out, passages="none")
-    for spec, rows in _rows_by_collection(leaks).items():
-        first = min(rows)
-        raise LeakError(
-            f"sources.{name}: {len(rows)} of {len(pairs)} training queries also stand in {spec}, the first being "
-            f"row {first} ({pairs[first].query!r:.80}); use other training data, or set `leaks: drop` to leave "
-            "such rows out."
-        )
+    pairs = {name: read_pairs(needs[f"sources/{name}"] / PAIRS) for name in names}
+    queries_only = [_held_out(inputs, spec, "none") for spec in held_out]
+    for name in names:
+        for spec, rows in _rows_by_collection(list(iter_leaks(pairs[name], queries_only))).items():
+            first = min(rows)
+            raise LeakError(
+                f"sources.{name}: {len(rows)} of {len(pairs[name])} training queries also stand in {spec}, the first "
+                f"being row {first} ({pairs[name][first].query!r:.80}); use other training data, or set "
+                "`leaks: drop` to leave such rows out."
+            )
+    leaks: dict[str, list[Leak]] = {name: [] for name in names}
     for spec in held_out:
         whole = len(inputs.collection(spec).corpus) <= WHOLE_CORPUS
-        leaks += _leaks(pairs, inputs, [spec], passages="all" if whole else "judged")
-    findings = _explained(leaks, pairs, inputs)
-    write_json(out / LEAKS, [finding.as_json() for finding in findings])
-    found = {f"{finding.against} {finding.kind}": finding.rows for finding in findings}
-    return {"pairs": len(pairs), "collections": len(held_out), "found": found}
+        index = _held_out(inputs, spec, "all" if whole else "judged")
+        for name in names:
+            leaks[name] += iter_leaks(pairs[name], [index])
+    found = {}
+    for name in names:
+        findings = _explained(leaks[name], pairs[name], inputs)
+        write_json(out / f"{name}.json", [finding.as_json() for finding in findings])
+        found[name] = {f"{finding.against} {finding.kind}": finding.rows for finding in findings}
+    return {"pairs": {name: len(pairs[name]) for name in names}, "collections": len(held_out), "found": found}
 
 
 def _read(source: Source, inputs: Inputs, name: str) -> list[TrainingPair]:

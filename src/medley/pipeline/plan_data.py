@@ -24,7 +24,8 @@ def data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
     """For every source that is used: its pairs, their leaks, and the negatives that its experts want."""
     steps = []
     held_out = held_out_of(recipe)
-    for name in used_sources(recipe):
+    names = used_sources(recipe)
+    for name in names:
         source = recipe.sources[name]
         if source.pairs is not None:
             content = inputs.pairs_file(source.pairs)
@@ -52,17 +53,18 @@ def data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                 cost=llm_cost.cost_of_queries(recipe, inputs, name),
             )
         )
-        if recipe.leaks != "allow":
-            steps.append(
-                Step(
-                    "leaks",
-                    name,
-                    {"held_out": inputs.collection_identities(held_out)},
-                    partial(data.check_leaks, inputs, name, held_out),
-                    needs=(f"sources/{name}",),
-                    code=code_of("pipeline/data.py", "leaks", "overlap.py"),
-                )
+    if recipe.leaks != "allow":
+        steps.append(
+            Step(
+                "leaks",
+                "sources",
+                {"held_out": inputs.collection_identities(held_out)},
+                partial(data.check_leaks, inputs, names, held_out),
+                needs=tuple(f"sources/{name}" for name in names),
+                code=code_of("pipeline/data.py", "leaks", "overlap.py"),
             )
+        )
+    for name in names:
         kinds = _kinds_of(recipe, name)
         mined = recipe.negatives.mined
         mine_id = f"mine/{name}"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from medley.files import read_json, write_json, writing
+from medley.files import link_tree, read_json, write_json, writing
 from medley.pipeline.cases import FAILURES, changed_cases
 from medley.pipeline.inputs import Inputs
 from medley.pipeline.models import variant_retriever
@@ -125,11 +123,6 @@ def check_demands(recipe: Recipe, results: Mapping[str, Any]) -> list[dict[str, 
 
 
 def publish_model(folder: Path) -> None:
-    """Put the merged model at `model/` by hard links: no second copy on disk, and no link that breaks when moved."""
+    """Put the merged model at `model/`."""
     with writing(folder / "model") as temporary:
-        source = folder / "stages" / "merge" / "model" / "model"
-        try:
-            shutil.copytree(source, temporary, copy_function=os.link)
-        except OSError:  # another file system, or one without hard links
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.copytree(source, temporary)
+        link_tree(folder / "stages" / "merge" / "model" / "model", temporary)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from medley.errors import CollectionError, DemandError, LeakError, PairsError
 from medley.files import read_json, remove, write_text
+from medley.pipeline.data import LLM_CACHE
 from medley.pipeline.devices import Devices, train_on
 from medley.pipeline.plan import STAGES, plan_steps
 from medley.pipeline.proof import RESULTS, publish_model
+from medley.progress import say
 from medley.recipe import Recipe, load_recipe, write_recipe
 from medley.report.card import write_card
+from medley.reuse import found_elsewhere, take
 from medley.run import claim_folder, execute, read_artefact, stages_until, states
 
 RECIPE = "recipe.yaml"
@@ -25,19 +29,25 @@ def run_recipe(
     *,
     until: str | None = None,
     devices: Devices | None = None,
+    reuse: Sequence[Path] = (),
 ) -> Path:
     """Run a recipe in a folder, up to and including the stage `until`; continue where an earlier run stopped.
 
+    What other run folders, `reuse`, hold of the very same steps is taken from there, and their paid replies.
     `devices` says how many experts train side by side, or what starts a training on several devices.
     Raises an InputError before anything is written when recipe, inputs or folder are wrong, and a DemandError at the
     end where the result breaks a demand of the recipe.
     """
     stages = stages_until(until, STAGES)
     steps = plan_steps(recipe, folder)
+    found_elsewhere(folder, steps, reuse)  # a wrong folder is said before anything is written
     there_before = folder.exists()
     claim_folder(folder, recipe.name)
     try:
         write_text(folder / RECIPE, write_recipe(recipe))
+        wanted = [step for step in steps if step.stage in stages]
+        for step_id, other in take(folder, wanted, reuse, files=(LLM_CACHE,)).items():
+            say(f"{step_id}: from {other}")
         if TRAIN in stages and devices is not None and not devices.in_this_process:
             before = STAGES[: STAGES.index(TRAIN)]
             execute(folder, steps, name=recipe.name, seed=recipe.seed, stages=before)
@@ -70,11 +80,15 @@ def stop_at_broken_demands(folder: Path) -> None:
         )
 
 
-def plan(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
+def plan(recipe: Recipe, folder: Path, *, reuse: Sequence[Path] = ()) -> list[dict[str, Any]]:
     """What `--plan` prints: each step, its state and its estimated cost. Touches nothing."""
+    steps = plan_steps(recipe, folder)
+    elsewhere = found_elsewhere(folder, steps, reuse)
     return [
-        {"step": s.step.id, "state": s.state, "why": s.reason, **s.step.cost}
-        for s in states(folder, plan_steps(recipe, folder))
+        {"step": s.step.id, "state": "reused", "why": f"from {elsewhere[s.step.id]}"}
+        if s.step.id in elsewhere
+        else {"step": s.step.id, "state": s.state, "why": s.reason, **s.step.cost}
+        for s in states(folder, steps)
     ]
 
 

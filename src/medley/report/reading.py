@@ -109,8 +109,11 @@ def read_run(folder: Path) -> Run:
         leaks={
             name: tuple(
                 finding
-                for stage in ("sources", "leaks")
-                for finding in _list(stages / stage / name / "leaks.json", LeakFinding)
+                for path in (
+                    stages / "sources" / name / "leaks.json",
+                    stages / "leaks" / "sources" / f"{name}.json",
+                )
+                for finding in _list(path, LeakFinding)
             )
             for name in _names(stages / "sources", "artefact.json", _mapping(recipe, "sources"))
         },

@@ -1,0 +1,57 @@
+"""Taking finished artefacts from other run folders, so that a run that varies one stage makes only what differs.
+
+A step's key is the fingerprint of all that decides its result (run.py), so an artefact of the same key is the one that
+would be made. What is taken are hard links where the file system has them: artefacts are never written to again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from medley.errors import OutputError
+from medley.files import explained_write_errors, link_tree, writing
+from medley.run import MANIFEST, Step, locked, read_artefact, states
+
+
+def found_elsewhere(folder: Path, steps: Sequence[Step], others: Sequence[Path]) -> dict[str, Path]:
+    """By step id, for each step that is missing or stale: the first of the other runs that holds its artefact.
+
+    Raises OutputError where one of the others is no run folder.
+    """
+    for other in others:
+        if not (other / MANIFEST).is_file():
+            raise OutputError(
+                f"--reuse {other}: holds no {MANIFEST}, so it is no run folder; check the path."
+            )
+    found = {}
+    for state in states(folder, steps):
+        for other in others if state.state != "done" else ():
+            artefact = read_artefact(other, state.step.id)
+            if artefact is not None and artefact["key"] == state.key:
+                found[state.step.id] = other
+                break
+    return found
+
+
+def take(
+    folder: Path, steps: Sequence[Step], others: Sequence[Path], *, files: Sequence[str] = ()
+) -> Mapping[str, Path]:
+    """Take every artefact of these steps that is missing or stale from the first run that holds it.
+
+    `files`, by name, are copied from the first run that has them where the folder has none: what grows while a run
+    goes on, as a cache does. Returns by step id whence it came.
+    Raises OutputError where one of the others is no run folder, or another process works in this one.
+    """
+    found = found_elsewhere(folder, steps, others)
+    with locked(folder), explained_write_errors(folder):
+        for step_id, other in found.items():
+            with writing(folder / "stages" / step_id) as temporary:
+                link_tree(other / "stages" / step_id, temporary)
+        for name in files:
+            source = next((other / name for other in others if (other / name).is_file()), None)
+            if source is not None and not (folder / name).exists():
+                with writing(folder / name) as temporary:
+                    shutil.copyfile(source, temporary)
+    return found
