@@ -19,12 +19,15 @@ import pytest
 from medley.errors import InputError
 from medley.pipeline.devices import Devices
 from medley.train.processes import join
+from medley.train.settings import TrainSettings
+from medley.train.sharded import is_sharded
 from small import contents, medley, medley_process, write_collection, write_lines, write_recipe
 
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
 from safetensors.torch import load_file
+from medley.batches import encode_in_batches
 from medley.documents import shards_of
 from medley.encoder import RetrieverSettings, build_retriever
 from medley.pairs import TrainingPair
@@ -44,16 +47,24 @@ settings = TrainSettings(lora=LoraSettings(rank=4, alpha=8), learning_rate=1e-2,
                          mini_batch_size=2, checkpoint_minutes=0.0,
                          early_stopping=EarlyStopping(every_steps=1, patience=9, scales=(0.5,)))
 def score(retriever):
-    vectors = retriever.model.encode(["fox 1", "the fox number 1 jumps", "the dog"])
+    vectors = encode_in_batches(retriever.model, ["fox 1", "the fox number 1 jumps", "the dog"], 100)
     return {"dev": float(vectors[0] @ vectors[1] - vectors[0] @ vectors[2])}
 report = train(retriever, pairs, settings, seed=3, score=score, checkpoints=folder / "checkpoints")
 weights = trainable_weights(retriever)
+again = build_retriever(base, RetrieverSettings(dtype="float32", max_length=48), instruction="Find", device="cpu")
+whole = sum(p.numel() for p in again.model.parameters())
+identity = again.identity()
+divided = train(again, pairs, settings.model_copy(update={"shard_base": True}), seed=3, score=score)
+getattr(again.model[0].model, "reshard", lambda: None)()  # the outermost part stays together between two passes
+held = sum(getattr(p, "to_local", lambda p=p: p)().numel() for n, p in again.model.named_parameters() if "lora_" not in n)
 language = train_language(base, shards_of(folder / "t.jsonl"), LanguageSettings(
     lora=LoraSettings(rank=4, alpha=8), learning_rate=1e-2, block_tokens=16, batch_size=8, mini_batch_size=4,
     max_steps=3, held_out=0.1, dtype="float32"), folder / "lm", seed=3, checkpoints=folder / "lm.checkpoints")
 if is_first():
     print(json.dumps({
-        "losses": [entry["loss"] for entry in report.losses], "dev": [point.score for point in report.dev.points],
+        "losses": [entry["loss"] for entry in report.losses], "divided": [entry["loss"] for entry in divided.losses],
+        "divided_dev": [point.score for point in divided.dev.points], "held": held / whole,
+        "divided_norm": sum(float(w.norm()) for w in trainable_weights(again).values()), "dev": [point.score for point in report.dev.points],
         "kept": [report.dev.chosen.step, report.dev.chosen.scale], "norm": sum(float(w.norm()) for w in weights.values()),
         "language": [entry["loss"] for entry in language.losses], "held_out": language.loss_after,
         "lm": float(sum(t.norm() for t in load_file(folder / "lm" / "adapter_model.safetensors").values())),
@@ -103,6 +114,10 @@ def test_two_processes_train_as_one_does(tiny_model_folder, tmp_path):
     assert len(one["losses"]) == 6 and one["kept"] == two["kept"]
     for key in ("losses", "dev", "language", "held_out"):
         np.testing.assert_allclose(two[key], one[key], atol=1e-5, err_msg=key)
+    assert one["held"] == 1 and two["held"] < 0.51, "each process holds its half of the base"
+    for key, same in (("divided", "losses"), ("divided_dev", "dev")):
+        np.testing.assert_allclose(two[key], one[same], atol=1e-5, err_msg=key)
+    assert two["divided_norm"] == pytest.approx(one["norm"], rel=1e-5)
     for key in ("norm", "lm"):
         assert two[key] == pytest.approx(one[key], rel=1e-5), key
 
@@ -123,7 +138,8 @@ def adapters(run: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_experts_side_by_side_are_those_trained_in_turn(place):
     for out, more in (("turn", []), ("beside", ["--devices", 2]),
-                      ("launched", ["--launcher", f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2"])):  # fmt: skip
+                      ("launched", ["--launcher", f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2",
+                                    "--set", "train.shard_base=true"])):  # fmt: skip
         done = medley_process("run", place / "r.yaml", "--out", place / out, "--until", "train", *more)
         assert done.code == 0, done.err
     assert adapters(place / "turn").keys() == {
@@ -160,6 +176,9 @@ def test_an_expert_that_fails_ends_the_others_and_what_is_finished_stays(place):
 
 
 def test_what_cannot_be_is_told(monkeypatch):
+    with pytest.raises(ValueError, match=r"shard_base divides only the base under an adapter"):
+        TrainSettings(lora=None, shard_base=True)
+    assert not is_sharded(TrainSettings(shard_base=True)), "one process has nothing to divide"
     with pytest.raises(InputError, match="exclude each other"):
         Devices(2, "torchrun")
     with pytest.raises(InputError, match="at least 1"):

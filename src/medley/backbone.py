@@ -6,7 +6,7 @@ import hashlib
 import re
 from typing import TYPE_CHECKING, Any
 
-from medley.encoder import Retriever
+from medley.encoder import Retriever, whole
 from medley.fingerprint import fingerprint
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def backbone_fingerprint(model: Any) -> str:
 
     digest = hashlib.sha256()
     for name, tensor in sorted(_own_tensors(model).items()):
-        data = tensor.detach().to(torch.bfloat16).contiguous().cpu()
+        data = whole(tensor).detach().to(torch.bfloat16).contiguous().cpu()
         digest.update(f"{name} {tuple(data.shape)}".encode())
         digest.update(data.view(torch.uint8).numpy().data if data.ndim else data.float().numpy().tobytes())
     return fingerprint(digest.hexdigest())

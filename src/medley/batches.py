@@ -64,7 +64,7 @@ def encode_in_batches(model: SentenceTransformer, texts: Sequence[str], max_toke
     lengths = np.array([len(ids) for ids in tokens["input_ids"]])
     parts, order = [], []
     model.eval()  # a model that was just trained would drop out
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference mode, of which a base that training has sharded keeps tensors
         for batch in plan_batches(lengths, max_tokens):
             parts += _forward(model, tokens, batch)
             order.append(batch)

@@ -135,6 +135,7 @@ def _contrastive(
     from medley.pairs import read_pairs
     from medley.pipeline.training import pools_of, score_on
     from medley.train.processes import is_first, join
+    from medley.train.sharded import loading_device
     from medley.train.trials import train_best
 
     rows = read_pairs(pairs)
@@ -142,7 +143,9 @@ def _contrastive(
     stopping = settings.early_stopping
     pools = pools_of(dev, stopping, seed=seed) if stopping else []
     how = _retriever_settings(settings)
-    retriever = build_retriever(base, how, instruction=instruction or rows[0].instruction)
+    retriever = build_retriever(
+        base, how, instruction=instruction or rows[0].instruction, device=loading_device(settings)
+    )
     identity = base_fingerprint(retriever)
 
     def save(folder: Path, training: Training) -> None:

@@ -117,6 +117,11 @@ def _tokenizer_content(tokenizer: Any) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in ("truncation", "padding")}
 
 
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A weight as one tensor, wherever its parts are; all processes that hold parts call this together."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 def _fingerprint_tensors(tensors: dict[str, torch.Tensor]) -> str:
     import hashlib
 
@@ -124,7 +129,7 @@ def _fingerprint_tensors(tensors: dict[str, torch.Tensor]) -> str:
 
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().contiguous().cpu()
+        tensor = whole(tensors[name]).detach().contiguous().cpu()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.view(torch.uint8).numpy().data if tensor.ndim else tensor.numpy().tobytes())
     return digest.hexdigest()

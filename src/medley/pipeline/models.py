@@ -33,9 +33,11 @@ def base_of(recipe: Recipe, needs: Mapping[str, Path]) -> str:
     return str(pretrained / "model") if pretrained else recipe.base
 
 
-def base_retriever(recipe: Recipe, needs: Mapping[str, Path], instruction: str = "") -> Retriever:
+def base_retriever(
+    recipe: Recipe, needs: Mapping[str, Path], instruction: str = "", *, device: str | None = None
+) -> Retriever:
     """The base as the recipe's retriever."""
-    return build_retriever(base_of(recipe, needs), recipe.retriever, instruction=instruction)
+    return build_retriever(base_of(recipe, needs), recipe.retriever, instruction=instruction, device=device)
 
 
 def instruction_of(needs: Mapping[str, Path], name: str) -> str:

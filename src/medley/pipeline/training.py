@@ -136,6 +136,7 @@ def build_expert(
     """Train one adapter on the pairs of one expert, or of all experts together for the all-data model."""
     from medley.backbone import base_fingerprint
     from medley.expert import save_expert
+    from medley.train.sharded import loading_device
     from medley.train.trials import train_best
 
     pairs: list[TrainingPair] = []
@@ -145,7 +146,7 @@ def build_expert(
     instruction = instruction_of(needs, name)
     opened = inputs.bases.pop(base_of(recipe, needs), None)  # an expert that fails leaves none behind
     retriever = (
-        base_retriever(recipe, needs, instruction)
+        base_retriever(recipe, needs, instruction, device=loading_device(recipe.train))
         if opened is None
         else with_instruction(opened, instruction)
     )

@@ -29,6 +29,7 @@ from medley.train.gradient_cache import GradientCache
 from medley.train.loss import InfoNCE
 from medley.train.processes import join
 from medley.train.settings import TrainSettings
+from medley.train.sharded import is_sharded, shard_base
 from medley.train.stopping import DevCurve, DevWatch, Score, steps_between, watching
 from medley.train.trainer import (
     advancing,
@@ -92,11 +93,14 @@ def train(
             f"{label}: early stopping needs a dev collection to score; name one, or leave it out."
         )
     join()
+    sharded = is_sharded(settings)
     torch.manual_seed(seed)
     model = retriever.model
     # the card is Medley's; a filled widget keeps the trainer from looking for examples in private training text
     model.model_card_data.widget = [{"source_sentence": ""}]
     identity = training_identity(retriever.identity(), pairs, settings, seed=seed) if checkpoints else ""
+    if sharded:
+        shard_base(retriever)
     if settings.lora is not None:
         add_adapter(model, settings.lora)
     steps, steps_per_epoch = settings.steps_of(len(pairs))
@@ -217,12 +221,16 @@ def gradient_cache(retriever: Retriever, settings: TrainSettings) -> GradientCac
     """The loss of a training, with the memory that its settings allow."""
     rules = settings.false_negatives
     keep_bytes = allowed_bytes(settings.activation_memory_gb, retriever.model.device)
+    sharded = is_sharded(settings)
+    computed_twice = settings.gradient_checkpointing or sharded
     return GradientCache(
         InfoNCE(settings.temperature, settings.hard_negatives, rules.margin, settings.matryoshka),
         pad_token_id=retriever.model.tokenizer.pad_token_id,
         max_tokens=settings.mini_batch_size * int(retriever.model.max_seq_length or 512),
-        keep_bytes=0 if settings.gradient_checkpointing else keep_bytes,  # who computes again keeps nothing
+        # who computes again keeps nothing; nor does who puts every layer together anew
+        keep_bytes=0 if computed_twice else keep_bytes,
         bf16=settings.bf16,
+        in_step=sharded,
     )
 
 

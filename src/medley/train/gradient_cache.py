@@ -50,20 +50,26 @@ class GradientCache:
     """Computes the loss of a batch; what it returns sends the gradients into the model when `backward` is called.
 
     `max_tokens`: padded tokens a forward pass may hold (a longer text goes alone). `keep_bytes`: activations that may
-    be kept. Both shrink when memory runs out.
+    be kept. Both shrink when memory runs out, unless all processes must compute in step (`in_step`, see sharded.py).
     """
 
     def __init__(
-        self, loss: InfoNCE, *, pad_token_id: int, max_tokens: int, keep_bytes: int, bf16: bool = False
+        self,
+        loss: InfoNCE,
+        *,
+        pad_token_id: int,
+        max_tokens: int,
+        keep_bytes: int,
+        bf16: bool = False,
+        in_step: bool = False,
     ) -> None:
-        self.max_tokens, self.keep_bytes = max_tokens, keep_bytes
+        self.max_tokens, self.keep_bytes, self._in_step = max_tokens, keep_bytes, in_step
         self.bytes_per_token: float | None = None
         self.counts = Counts()
         self._loss, self._pad, self._bf16 = loss, pad_token_id, bf16
 
     def __call__(self, model: Any, features: Features) -> torch.Tensor:
         """The loss of one batch (see collate.dealt); float32 scalar."""
-        model = _inner(model)
         tokens = _Tokens.of(features)
         while True:
             try:
@@ -158,7 +164,11 @@ class GradientCache:
         return cheapest_cuts(tokens.widths, max_tokens=self.max_tokens, overhead=overhead)
 
     def _shrink(self, reason: str, tokens: _Tokens) -> None:
-        """Allow less in memory at a time; raise ModelError where one text alone is too much."""
+        """Allow less in memory at a time; raise ModelError where one text alone is too much, or nothing may change."""
+        if self._in_step:
+            raise ModelError(
+                f"out of memory ({reason}) with the base divided among devices; lower train.mini_batch_size."
+            )
         if self.keep_bytes:
             self.keep_bytes = 0
             say(f"out of memory ({reason}): activations are no longer kept; the batch stays as it is.")
@@ -302,11 +312,6 @@ def _free_memory() -> None:
     from accelerate.utils.memory import release_memory
 
     release_memory()
-
-
-def _inner(model: Any) -> Any:
-    """The model without DDP's shell: gradients are added up once a step, in `_sum_over_processes`."""
-    return getattr(model, "module", model)
 
 
 def _processes() -> int:

@@ -18,15 +18,15 @@ Value = TypeVar("Value")
 def join() -> None:
     """Join the other processes where a launcher started several; a second call does nothing.
 
-    Raises InputError for FSDP and DeepSpeed, under which no process holds the whole model.
+    Raises InputError where the launcher itself is to divide the model (FSDP, DeepSpeed).
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if count() == 1:
         return
     for name, what in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
         if os.environ.get(name, "false").lower() == "true":
             raise InputError(
-                f"the launcher asks for {what}, which training does not support: every device holds the whole base. "
-                "Use plain data parallelism, and for a large base an adapter, bfloat16 and gradient_checkpointing."
+                f"the launcher asks for {what}, but the model is not its to divide: start plain processes, and set "
+                "train.shard_base where a device does not hold the base."
             )
     import torch
     import torch.distributed as dist
@@ -40,6 +40,11 @@ def join() -> None:
     from accelerate import PartialState
 
     PartialState(cpu=not torch.cuda.is_available())
+
+
+def count() -> int:
+    """How many processes train together; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_first() -> bool:

@@ -91,6 +91,10 @@ class TrainSettings(BaseModel):
     gradient_checkpointing: bool = Field(
         False, description="compute activations again layer by layer; for texts that do not fit one by one"
     )
+    shard_base: bool = Field(
+        False,
+        description="divide the base under an adapter among a launcher's devices (FSDP), where one does not hold it",
+    )
     bf16: bool = Field(
         False, description="compute in bfloat16 also where weights (an adapter's, or all) are float32"
     )
@@ -125,6 +129,12 @@ class TrainSettings(BaseModel):
     report_to: tuple[str, ...] = Field(
         (), description="trackers that transformers knows: tensorboard, wandb, mlflow"
     )
+
+    @model_validator(mode="after")
+    def _divides_only_what_is_frozen(self) -> TrainSettings:
+        if self.shard_base and self.lora is None:
+            raise ValueError("shard_base divides only the base under an adapter; set lora, or leave it out")
+        return self
 
     def steps_of(self, pairs: int) -> tuple[int, int]:
         """How many steps a training on so many pairs makes, and how many see every pair once."""

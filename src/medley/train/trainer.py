@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FINISHED = "finished.json"
 WEIGHTS = "trained.safetensors"
-COSTS_NOTHING = {"mini_batch_size", "activation_memory_gb", "checkpoint_minutes", "report_to"}
+COSTS_NOTHING = {"mini_batch_size", "activation_memory_gb", "checkpoint_minutes", "report_to", "shard_base"}
 """Settings that may change between a kill and the resume: they change memory and time, not the training."""
 
 
@@ -108,6 +108,8 @@ def build_trainer(
                 # where memory ran out before, it need not run out again
                 write_json(folder / FINISHED, {"identity": identity, "max_tokens": cache.max_tokens})
 
+    # the cache adds up gradients once a step: accelerate need not wrap the model, and cannot where it is sharded
+    model._is_accelerate_prepared = True
     collate: Any = batches.collate_fn
     trainer = Trainer(
         model=model,
