@@ -3,7 +3,7 @@
     MEDLEY_DATA=<folder> python benchmarks/segment_merge.py --out runs/segment-merge [--trials 10] [--steps 300]
 
 1. The domain model: `tiny`, which is a retriever, is continued as a language model on medical text of raw/medical
-   (all weights, next token; a plain loop). It is kept in --out and not made again.
+   (all weights, next token). It is kept in --out and not made again.
 2. Merge: theta = source + (1 - alpha) (domain model - source), one alpha for the lower and one for the upper half of
    the layers, each of {0, .25, .5, .75, 1}: 25 points, the source itself among them (1, 1). Tokenizer and token
    embeddings stay the source's. Nothing is back-propagated. Then a grid of 441 points by the surrogate.
@@ -24,14 +24,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from medley.backbone import backbone
-from medley.collections import Collection, load_collection
+from medley.collections import Collection, Passage, load_collection
 from medley.encoder import Retriever, RetrieverSettings, build_retriever
 from medley.evaluate.scores import evaluate_retriever
 from medley.expert import read_expert
-from medley.files import remove, writing
+from medley.files import remove
 from medley.merge.candidates import candidates
 from medley.merge.coefficients import Layout, layer_cuts
 from medley.merge.pool import DevPool, PoolVectors, build_pool, embed_pool, score_vectors
@@ -40,11 +39,11 @@ from medley.merge.settings import MergeParameters, SearchSettings
 from medley.merge.space import SearchSpace
 from medley.mine.negatives import mine_negatives
 from medley.mine.settings import MiningSettings
-from medley.model_name import resolve_base
 from medley.pairs import TrainingPair
 from medley.progress import progress, say
 from medley.train.contrastive import train
-from medley.train.settings import LoraSettings, TrainSettings
+from medley.train.language import train_language
+from medley.train.settings import LanguageSettings, LoraSettings, TrainSettings
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 EPOCHS = (0, 1, 3, 6)
@@ -73,40 +72,18 @@ def domain_model(out: Path, steps: int, rows_a_step: int) -> Path:
     folder = out / f"domain-{steps}-{rows_a_step}"
     if folder.is_dir():
         return folder
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    torch.manual_seed(13)
-    base = resolve_base("tiny")
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    text_files = sorted((Path(os.environ["MEDLEY_DATA"]) / "raw" / "medical").glob("*.txt.gz"))
-    texts = [gzip.decompress(path.read_bytes()).decode("utf-8") for path in text_files]
-    share = (
-        rows_a_step * TOKENS * steps * 6 // len(texts)
-    )  # characters of each file: about as many tokens as the steps read
-    ids = torch.cat([tokenizer(t[:share], return_tensors="pt")["input_ids"][0] for t in texts])
-    rows = ids[: len(ids) // TOKENS * TOKENS].view(-1, TOKENS)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.01)
-    order = torch.randperm(len(rows))
-    losses = []
-    with progress("domain language model", steps) as advance:
-        for step in range(steps):
-            for group in optimiser.param_groups:
-                group["lr"] = 5e-4 * min(1.0, (step + 1) / (0.1 * steps)) * (1 - step / steps)
-            batch = rows[order[[(rows_a_step * step + i) % len(rows) for i in range(rows_a_step)]]]
-            loss = model(input_ids=batch, labels=batch).loss
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            losses.append(loss.item())
-            advance(1)
-    tenth = max(1, steps // 10)
+    settings = LanguageSettings(
+        lora=None, learning_rate=5e-4, block_tokens=TOKENS, batch_size=rows_a_step, mini_batch_size=rows_a_step,
+        max_steps=steps, warmup=0.1, weight_decay=0.01, dtype="float32",
+    )  # fmt: skip
+    files = sorted((Path(os.environ["MEDLEY_DATA"]) / "raw" / "medical").glob("*.txt.gz"))
+    # characters of each file: about as many tokens as the steps read
+    share = rows_a_step * TOKENS * steps * 6 // len(files)
+    texts = [[Passage(f.name, gzip.decompress(f.read_bytes()).decode("utf-8")[:share])] for f in files]
+    report = train_language("tiny", texts, settings, folder, seed=13)
     say(
-        f"language-model loss {np.mean(losses[:tenth]):.2f} to {np.mean(losses[-tenth:]):.2f} in {steps} steps"
+        f"held-out loss {report.loss_before:.2f} to {report.loss_after:.2f} in {steps} steps, {report.tokens} tokens"
     )
-    with writing(folder) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
     return folder
 
 

@@ -81,6 +81,21 @@ def test_candidates_in_any_order_equal_single_merges(base_folder, checkpoints, a
     assert same(tensors_of(retriever), base)
 
 
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
+@pytest.mark.parametrize("weights_KS", [[[0.0, 0.7]], [[0.7, 0.0]], [[0.0, 0.0]]])
+def test_a_weight_of_zero_takes_back_what_the_last_candidate_did(
+    base_folder, checkpoints, method, weights_KS
+):
+    layout, experts = Layout((1,)), [read_expert(checkpoints[0])]
+    alone, after = opened(base_folder), opened(base_folder)
+    with candidates(alone, experts, method=method, parameters=PLAIN, layout=layout) as apply:
+        expected = tensors_of(apply(np.array(weights_KS)))
+    with candidates(after, experts, method=method, parameters=PLAIN, layout=layout) as apply:
+        apply(np.array([[0.4, 0.9]]))
+        assert same(tensors_of(apply(np.array(weights_KS))), expected)
+    assert same(expected, tensors_of(after)) == (not np.any(weights_KS))
+
+
 def test_a_failing_candidate_leaves_the_base_as_it_was(base_folder, checkpoints):
     retriever = opened(base_folder)
     base = tensors_of(retriever)

@@ -151,16 +151,22 @@ class FullWeights:
         if density is not None:
             parameters = merge.parameters.model_copy(update={"density": tuple(density)})
             merge = Streamed(merge.method, parameters, merge.layout, merge.sources, merge.kept)
-        self._changed |= _merge_into(self._tensors, self._base, merge, weights_KS)
+        before, self._changed = self._changed, set(self._tensors)  # all, should it fail half-way
+        written = _merge_into(self._tensors, self._base, merge, weights_KS)
+        self._put_back(before - written)  # where this candidate leaves the base's weights
+        self._changed = written
 
     def restore(self) -> None:
         """Put the base's weights back."""
+        self._put_back(self._changed)
+        self._changed = set()
+
+    def _put_back(self, names: set[str]) -> None:
         import torch
 
         with torch.no_grad():
-            for name in self._changed:
+            for name in names:
                 self._tensors[name].copy_(self._base[name])
-        self._changed = set()
 
     def close(self) -> None:
         """Restore the base and close the experts' files."""
