@@ -119,6 +119,16 @@ def test_pool_fills_up_with_the_hardest_of_the_rankings():
     assert {p.id for p in pool.passages} == judged | set(others[:3])
 
 
+def test_a_pool_that_judged_passages_fill_says_so(capsys):
+    collection = make_collection(queries=6)
+    judged = {passage_id for grades in collection.judgements.values() for passage_id in grades}
+    build_pool(collection, max_passages=len(judged) + 1)
+    assert not capsys.readouterr().err
+    build_pool(collection, max_passages=len(judged))
+    said = capsys.readouterr().err
+    assert f"{len(judged)} judged passages fill a pool of {len(judged)}" in said and "pool_size" in said
+
+
 def test_scores_of_a_retriever_equal_mean_ndcg_and_are_deterministic(tiny_model_folder):
     retriever = build_retriever(str(tiny_model_folder), FLOAT32, device="cpu")
     pools = [build_pool(make_collection(seed=s)) for s in (0, 1)]

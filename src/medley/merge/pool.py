@@ -18,6 +18,7 @@ from medley.collections import Collection, Judgements, Passage
 from medley.encoder import Retriever, encode_passages, encode_queries
 from medley.errors import ModelError
 from medley.fingerprint import fingerprint
+from medley.progress import say
 from medley.search import Ranking, rank_with_bm25, similarity_of
 
 CUTOFF = 10
@@ -93,6 +94,11 @@ def build_pool(
         passages = list(collection.corpus)
     else:
         wanted = {passage_id for query_id in judged_queries for passage_id in collection.judgements[query_id]}
+        if len(wanted) >= max_passages:
+            say(
+                f"{collection.name}:{collection.split}: {len(wanted)} judged passages fill a pool of {max_passages}, so it "
+                "holds nothing else that is hard and says little of the whole corpus; make pool_size larger."
+            )
         if rankings is None:
             rankings = [rank_with_bm25(collection, max(CUTOFF, max_passages // len(judged_queries) + 1))]
         _fill(wanted, rankings, judged_queries, max_passages)
