@@ -96,8 +96,8 @@ def build_pool(
         wanted = {passage_id for query_id in judged_queries for passage_id in collection.judgements[query_id]}
         if len(wanted) >= max_passages:
             say(
-                f"{collection.name}:{collection.split}: {len(wanted)} judged passages fill a pool of {max_passages}, so it "
-                "holds nothing else that is hard and says little of the whole corpus; make pool_size larger."
+                f"{collection.name}:{collection.split}: {len(wanted)} judged passages fill a pool of {max_passages}; "
+                "nothing else that is hard is in it, so it says little of the whole corpus; make pool_size larger."
             )
         if rankings is None:
             rankings = [rank_with_bm25(collection, max(CUTOFF, max_passages // len(judged_queries) + 1))]
