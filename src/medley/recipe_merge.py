@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from medley.merge.settings import MergeParameters, SearchSettings
+from medley.merge.settings import SUMS, MergeParameters, SearchSettings
 from medley.recipe_data import STRICT, refuse_elsewhere
 
 MergeMethod = Literal[
@@ -14,7 +14,6 @@ MergeMethod = Literal[
     "breadcrumbs_ties",
 ]  # fmt: skip
 """mergekit's methods that take a weight for each expert, so that there is something to search."""
-SUMS = ("linear", "task_arithmetic")
 
 
 class MergeSettings(BaseModel):
@@ -57,7 +56,7 @@ class MergeSettings(BaseModel):
                 "search.strategy: learned follows a gradient that only sums have; merge by linear or task_arithmetic"
             )
         if len(sums) == len(self.methods):
-            unused = [key for key in self.parameters.given() if key not in ("normalize", "lambda")]
+            unused = sorted(set(self.parameters.given()) - frozenset().union(*SUMS.values()))
             if unused:
                 raise ValueError(
                     f"parameters.{unused[0]}: neither linear nor task_arithmetic has it; take it out"
@@ -69,5 +68,5 @@ class MergeSettings(BaseModel):
         own = self.parameters.model_copy(update={"seed": seed})
         if method not in SUMS:
             return own
-        taken = {"normalize": own.normalize, "lambda_": own.lambda_ if method == "task_arithmetic" else None}
+        taken = {key: value for key, value in own.given().items() if key in SUMS[method]}
         return MergeParameters.model_validate({**taken, "seed": seed})

@@ -22,7 +22,7 @@ from medley.merge.compatible import Resolved, check_experts
 from medley.merge.fullweights import SettingsOf
 from medley.merge.mergekit_file import settings_by_tensor
 from medley.merge.methods import is_linear_in_deltas
-from medley.merge.settings import TOKENIZER, MergeFile, MergeParameters
+from medley.merge.settings import SUMS, TOKENIZER, MergeFile, MergeParameters
 from medley.merge.space import SearchSpace
 
 
@@ -189,7 +189,6 @@ def take_tokenizer(retriever: Retriever, expert: Expert, layout: Layout) -> None
 
 def _check_parameters(method: str, parameters: MergeParameters) -> None:
     """Refuse parameters that the exact adapter merge would silently ignore."""
-    allowed = {"normalize"} if method == "linear" else {"normalize", "lambda"}
     for key in parameters.given():
-        if key not in allowed:
+        if key not in SUMS[method]:
             raise RecipeError(f"parameters: a {method} merge of adapters has no {key}; remove it.")

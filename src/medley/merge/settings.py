@@ -30,6 +30,10 @@ Ratio = Annotated[float, Field(ge=0, le=1)]
 PerExpert = float | tuple[float, ...] | dict[str, float]
 
 
+SUMS = {"linear": frozenset({"normalize"}), "task_arithmetic": frozenset({"normalize", "lambda"})}
+"""Methods that add up the experts' updates, and the parameters that they have."""
+
+
 class MergeParameters(BaseModel):
     """The method's parameters by mergekit's names; what is None stays at mergekit's default."""
 
@@ -245,9 +249,7 @@ class MergeFile(BaseModel):
             raise ValueError(f"shrink: {unknown[0]!r} is no expert{_nearest(unknown[0], self.experts)}")
         if self.output == "adapter" and self.shrink:
             raise ValueError("shrink: SLERP changes the base's part too, so the result is no adapter")
-        if self.output == "adapter" and (
-            self.method not in ("linear", "task_arithmetic") or self.parameters.normalize is False
-        ):
+        if self.output == "adapter" and (self.method not in SUMS or self.parameters.normalize is False):
             raise ValueError(
                 "output: only normalised linear and task_arithmetic merges of adapters are an adapter"
             )
