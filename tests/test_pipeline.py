@@ -17,6 +17,7 @@ from medley.encoder import encode_passages, encode_queries, open_retriever
 from medley.merge.model import merge_model
 from medley.merge.settings import parse_merge_file
 from medley.pipeline import STAGES
+from medley.pipeline.timing import Speeds, timed
 from small import contents, medley, write_collection, write_recipe
 
 KINDS = {"other_aspect", "sibling_entity", "contradicted_claim", "partial_answer", "wrong_number"}
@@ -239,6 +240,34 @@ def test_until_and_plan(place, tmp_path):
         "sources/a", "sources/b", "leaks/sources", "mine/a", "mine/b", "synthesize/a", "synthesize/b",
     ]  # fmt: skip
     assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_plan_can_be_timed(place, again):
+    change = ("--set", "train.learning_rate=0.02", "--plan")
+    before = contents(again)
+    rows = medley("run", place / "small.yaml", "--out", again, "--measure", "--json", *change).json()
+    assert contents(again) == before
+    seconds = {row["step"]: row["seconds"] for row in rows if "seconds" in row}
+    waiting = {row["step"] for row in rows if row["state"] != "done"}
+    computing = {
+        step for step in waiting if step.startswith(("train/", "evaluate/")) or step == "merge/search"
+    }
+    assert set(seconds) == computing and min(seconds.values()) > 0
+    untimed = medley("run", place / "small.yaml", "--out", again, "--json", *change).json()
+    assert [{k: v for k, v in row.items() if k != "seconds"} for row in rows] == untimed
+    said = medley("run", place / "small.yaml", "--out", again, "--measure", *change).out.splitlines()
+    assert said[-1].startswith("training and encoding: about ") and said[-1].endswith(" min on this machine")
+    wrong = medley("run", place / "small.yaml", "--out", again, "--measure")
+    assert wrong.code == 2 and "give --plan with it" in wrong.err
+
+
+def test_times_follow_from_texts_and_speeds():
+    rows = [
+        {"step": "train/a", "state": "stale", "why": "", "texts_trained": 100, "texts_encoded": 1000},
+        {"step": "train/b", "state": "done", "why": "", "texts_trained": 100},
+        {"step": "mine/a", "state": "missing", "why": ""},
+    ]
+    assert timed(rows, Speeds(encoded=0.01, trained=0.2)) == [{**rows[0], "seconds": 30.0}, *rows[1:]]
 
 
 def test_pretraining_comes_before_the_experts(place, tmp_path):

@@ -129,6 +129,9 @@ def run(
     plan_only: Annotated[
         bool, typer.Option("--plan", help="Say what would run and its cost; touch nothing.")
     ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="With --plan: say how long, too, from a few measured passes.")
+    ] = False,
     devices: Annotated[int, typer.Option(help="Experts that train side by side, one on each device.")] = 1,
     launcher: Annotated[
         str,
@@ -149,8 +152,15 @@ def run(
 
     settings = load_recipe(recipe, overrides or ())
     folder = out or Path("runs") / settings.name
+    if measure and not plan_only:
+        raise InputError("--measure: estimates the times of a plan; give --plan with it.")
     if plan_only:
-        print_steps(plan(settings, folder, reuse=reuse or ()), as_json)
+        rows = plan(settings, folder, reuse=reuse or ())
+        if measure:
+            from medley.pipeline import timing
+
+            rows = timing.timed(rows, timing.measure(settings))
+        print_steps(rows, as_json)
         return
     run_recipe(settings, folder, until=until, devices=Devices(devices, launcher), reuse=reuse or ())
     results = folder / "results.json"

@@ -6,6 +6,7 @@ In: plain data from the pipeline and from result files. Out: standard output, wh
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,9 @@ def print_steps(rows: list[dict[str, Any]], as_json: bool) -> None:
         print(
             f"{row['state']:8} {row['step']:32} {'; '.join(text for text in (row['why'], costs) if text)}".rstrip()
         )
+    if any("seconds" in row for row in rows):
+        minutes = math.ceil(sum(row.get("seconds", 0) for row in rows) / 60)
+        print(f"training and encoding: about {minutes} min on this machine")
 
 
 def print_results(results: dict[str, Any], as_json: bool) -> None:

@@ -47,8 +47,8 @@ def rows_of(source: Source, inputs: Inputs) -> int:
 def cost_of_training(recipe: Recipe, inputs: Inputs, sources: list[str], dev: list[str]) -> Cost:
     """Texts that go forward and backward through the model; with early stopping also those encoded on dev, at most."""
     rows = sum(rows_of(recipe.sources[name], inputs) for name in sources)
-    texts = rows * recipe.train.epochs * (2 + recipe.train.negatives)
     steps = recipe.train.steps_of(rows)[0] if rows else 0
+    texts = min(rows * recipe.train.epochs, steps * recipe.train.batch_size) * (2 + recipe.train.negatives)
     cost: Cost = {"texts_trained": texts, "steps": steps, **trained_parameters(recipe)}
     stopping = recipe.train.early_stopping
     if stopping is None:
