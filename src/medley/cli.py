@@ -109,7 +109,7 @@ def options(
 def demo(
     out: Out = Path("demo-run"),
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a setting: key.sub=value.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, key.sub=value.")
     ] = None,
 ) -> None:
     """The whole pipeline on bundled data and a bundled base: CPU, no network, no LLM."""
@@ -124,7 +124,7 @@ def run(
     out: Annotated[Path | None, typer.Option("--out", help="The run folder; default runs/<name>.")] = None,
     until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a setting: key.sub=value.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, key.sub=value.")
     ] = None,
     plan_only: Annotated[
         bool, typer.Option("--plan", help="Say what would run and its cost; touch nothing.")
@@ -141,7 +141,9 @@ def run(
     ] = "",
     reuse: Annotated[
         list[Path] | None,
-        typer.Option(help="Another run folder: what it holds of the very same steps is not made again."),
+        typer.Option(
+            metavar="RUN", help="Another run folder: what it holds of the very same steps is not made again."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -305,7 +307,9 @@ def report(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
     beside: Annotated[
         list[Path] | None,
-        typer.Option(help="Another run to hold this one against, as one without negatives; repeatable."),
+        typer.Option(
+            metavar="RUN", help="Another run to hold this one against, as one without negatives; repeatable."
+        ),
     ] = None,
 ) -> None:
     """Write the report of a run again."""

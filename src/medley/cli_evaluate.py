@@ -21,20 +21,26 @@ def evaluate(
         str, typer.Argument(help="A model folder or hub id, `bm25`, or URL#MODEL of an embedding server.")
     ],
     task: Annotated[
-        list[str] | None, typer.Option(help="MTEB task or collection folder, with :SPLIT; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="TASK", help="MTEB task or collection folder, with :SPLIT; repeatable."),
     ] = None,
     suite: Annotated[
-        list[str] | None, typer.Option(help="stm12, medical, nano or bmretriever; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="SUITE", help="stm12, medical, nano or bmretriever; repeatable."),
     ] = None,
     baseline: Annotated[
         list[str] | None,
         typer.Option(
-            help="What stands beside it, named like the model; NAME+bm25 fuses by reciprocal ranks."
+            metavar="MODEL",
+            help="What stands beside it, named like the model; NAME+bm25 fuses by reciprocal ranks.",
         ),
     ] = None,
     compress: Annotated[
         list[str] | None,
-        typer.Option(help="Also with small vectors: int8, binary, or a number of dimensions; repeatable."),
+        typer.Option(
+            metavar="SIZE",
+            help="Also with small vectors: int8, binary, or a number of dimensions; repeatable.",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where results.json goes.")] = None,
     store: Annotated[

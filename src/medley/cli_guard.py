@@ -41,7 +41,8 @@ def guard(
         float, typer.Option(help="Overlap with a positive from which a negative is its duplicate.")
     ] = 0.9,
     collection: Annotated[
-        list[str] | None, typer.Option(help="SPEC:SPLIT whose judgements are known too; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="SPEC:SPLIT", help="SPEC:SPLIT whose judgements are known too; repeatable."),
     ] = None,
     judge: Annotated[
         str | None, typer.Option(help="Ask a language model about `all`, `suspected` or `left` negatives.")

@@ -21,7 +21,10 @@ def leaks(
     pairs: Annotated[Path, typer.Option("--pairs", help="A pairs file: JSON Lines, .gz or Parquet.")],
     against: Annotated[
         list[str],
-        typer.Option(help="Collection folder (all its splits, or one with :SPLIT) or MTEB task; repeatable."),
+        typer.Option(
+            metavar="COLLECTION",
+            help="Collection folder (all its splits, or one with :SPLIT) or MTEB task; repeatable.",
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     threshold: Annotated[float, typer.Option(help="Similarity from which texts are near duplicates.")] = 0.85,

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 def tune_prompt(
     model: Annotated[str, typer.Argument(help="A Medley model folder.")],
-    collection: Annotated[list[str], typer.Option(help="Dev collection, SPEC:SPLIT.")],
+    collection: Annotated[
+        list[str], typer.Option(metavar="SPEC:SPLIT", help="A dev collection; repeatable.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Where the choice and all candidates go (JSON).")],
     method: Annotated[str, typer.Option(help="library, edit, generic, gepa, or none.")] = "library",
     instruction: Annotated[

@@ -35,7 +35,8 @@ def train(
     text: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Raw text: a .jsonl, .jsonl.gz, .parquet, .txt or .md file, or a folder; repeatable."
+            metavar="FILE",
+            help="Raw text: a .jsonl, .jsonl.gz, .parquet, .txt or .md file, or a folder; repeatable.",
         ),
     ] = None,
     learning_rate: Annotated[
@@ -48,12 +49,16 @@ def train(
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of an adapter.")] = False,
     dev: Annotated[
         list[str] | None,
-        typer.Option(help="Stop where this collection, SPEC:SPLIT, gains no more; repeatable."),
+        typer.Option(
+            metavar="SPEC:SPLIT", help="Stop where this collection, SPEC:SPLIT, gains no more; repeatable."
+        ),
     ] = None,
     instruction: Annotated[str, typer.Option(help="Task sentence of rows that have none.")] = "",
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Any other setting of the recipe's `train`: key.sub=value."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Any other setting of the recipe's `train`: key.sub=value."
+        ),
     ] = None,
     seed: Seed = 13,
     plan: Annotated[
