@@ -193,6 +193,10 @@ def _write_data(folder: Path, rng: random.Random, hostile: str) -> None:
             "examples": [{"training": f"why does copper bend{hostile}", "held_out": "Why does copper bend?"}],
         }  # fmt: skip
         write_json(stages / "sources" / name / "leaks.json", [finding] if name == "care" else [])
+        shared = {
+            **finding, "kind": "answer", "sentence": "7 positives that answer queries of demo/medicine:test.",
+        }  # fmt: skip
+        write_json(stages / "leaks" / "sources" / f"{name}.json", [shared] if name == "care" else [])
         write_jsonl(stages / "mine" / name / "pairs.jsonl", mined)
         write_json(
             stages / "mine" / name / "counts.json",

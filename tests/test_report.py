@@ -208,6 +208,11 @@ def test_counts_losses_and_choices_are_those_of_the_files(page: Page, run: Path)
     assert "2 of care in demo/medicine:test" in flat(page.text)
 
 
+def test_what_recurs_is_shown_whether_dropped_or_only_found(page: Page) -> None:
+    assert "2 training queries that are queries of demo/medicine:test" in page.text
+    assert "7 positives that answer queries of demo/medicine:test" in page.text
+
+
 def test_what_dev_said_of_a_training_is_shown(run: Path) -> None:
     text = write_report(run).read_text(encoding="utf-8")
     assert text.count("Dev nDCG@10: ") == 1 == text.count(f"Dev nDCG@10 of {EXPERTS[0]}: ")
