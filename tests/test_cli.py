@@ -80,6 +80,12 @@ def test_every_command_has_help(command):
             assert re.search(r"\s{2,}\S", line[3:]) or len(line) > 26, f"{line!r} has no help"
 
 
+@pytest.mark.parametrize("group", [[], ["synthesize"]])
+def test_no_line_of_an_overview_is_cut(group):
+    listed = succeeded(*group, "--help").out.partition("Commands:")[2]
+    assert listed.count(".") >= 3 and "..." not in listed
+
+
 def test_the_overview_names_every_command():
     overview = medley("--help")
     assert overview.code == 0

@@ -112,7 +112,7 @@ def demo(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, key.sub=value.")
     ] = None,
 ) -> None:
-    """The whole pipeline on bundled data and a bundled base: CPU, no network, no LLM."""
+    """Run everything on bundled data. A CPU is enough; no network, no language model."""
     from medley.collections import BUNDLED
 
     run(BUNDLED / "demo" / "recipe.yaml", out=out, overrides=overrides)
@@ -147,7 +147,7 @@ def run(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run a recipe, from data to proof; continues where an earlier run of it stopped."""
+    """Run a recipe, from data to proof. Continues where an earlier run of it stopped."""
     from medley.pipeline.devices import Devices
     from medley.pipeline.start import plan, run_recipe
     from medley.recipe import load_recipe
@@ -174,7 +174,7 @@ def run(
 
 @app.command()
 def status(folder: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False) -> None:
-    """Say which steps of a run are done, stale or missing, and why."""
+    """Say which steps of a run are done or stale, and why."""
     from medley.pipeline.start import status as run_status
 
     if not (folder / "recipe.yaml").is_file():
@@ -255,7 +255,7 @@ def merge(
         typer.Option("--as-mergekit", help="Write mergekit's configuration of the merge to --out instead."),
     ] = False,
 ) -> None:
-    """Merge experts with given weights and export the model through the gate."""
+    """Merge experts with given weights. The model is exported through the gate."""
     from medley.merge.model import merge_model, write_as_mergekit
     from medley.merge.settings import read_merge_file
 
@@ -272,7 +272,7 @@ def merge(
 def search_merge(
     merge_file: Annotated[Path, typer.Argument(help="A merge file with a `search` section.")], out: Out
 ) -> None:
-    """Search merge coefficients on dev, in memory; write search.json and the best model."""
+    """Search merge weights on dev, in memory. Writes search.json and the best model."""
     from medley.errors import RecipeError
     from medley.files import remove
     from medley.merge import model as merging

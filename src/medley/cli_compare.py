@@ -26,7 +26,7 @@ def compare(
         bool, typer.Option(help="Each task beside their mean; all are corrected together.")
     ] = True,
 ) -> None:
-    """Paired tests between result files: the first against each other one."""
+    """Test results in pairs: the first against each other one."""
     from medley.statistics.family import comparison_rows
 
     variants: dict[str, list[Mapping[str, Any]]] = {}

@@ -61,7 +61,7 @@ def evaluate(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Score a model (or BM25) on MTEB tasks, suites and collection folders, beside baselines."""
+    """Score a model on MTEB tasks and collections. Baselines, BM25 among them, stand beside it."""
     from medley.collections import load_collection
     from medley.evaluate.suites import open_suite, refuse_missing
     from medley.evaluate.systems import Options, rows_of
@@ -143,7 +143,7 @@ def published(
     base: Annotated[str, typer.Option(help="qwen3-0.6b, gemma-2b or phi-4-mini.")] = "qwen3-0.6b",
     as_json: Json = False,
 ) -> None:
-    """The tables of the Synthesize-Train-Merge paper beside one's own numbers."""
+    """Set one's own numbers beside the paper's tables."""
     from dataclasses import asdict
 
     from medley.errors import CollectionError

@@ -57,7 +57,10 @@ def guard(
     budget_tokens: BudgetTokens = None,
     seed: Seed = 13,
 ) -> None:
-    """Drop negatives that are answers after all: duplicates, too close to a positive, or found out by a judge."""
+    """Drop negatives that are answers after all.
+
+    Duplicates, what is too close to a positive, and what a judge finds out.
+    """
     from medley.collections import load_collection
     from medley.encoder import open_retriever
     from medley.guard.decide import guard_negatives
@@ -108,7 +111,10 @@ def review(
     rows: Annotated[int, typer.Option(help="Negatives drawn for the sheet.")] = 50,
     seed: Seed = 13,
 ) -> None:
-    """Let a domain expert check negatives: write a sheet (page and CSV), or read one back and apply its verdicts."""
+    """Let a domain expert check negatives.
+
+    Writes a sheet (page and CSV), or reads one back and applies its verdicts.
+    """
     from medley.pairs import read_pairs, write_pairs
     from medley.review.decisions import apply_verdicts
     from medley.review.sheet import draw_items

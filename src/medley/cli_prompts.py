@@ -48,7 +48,7 @@ def tune_prompt(
     seed: Seed = 13,
     as_json: Json = False,
 ) -> None:
-    """Choose the retrieval instruction of a finished model on dev; prints the instruction."""
+    """Choose the retrieval instruction of a model on dev. Prints the instruction."""
     from medley.encoder import open_retriever
     from medley.errors import ModelError
     from medley.pipeline.prompting import (

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from medley.llm import ChatModel
     from medley.synthesize import Tally
 
-app = typer.Typer(no_args_is_help=True, help="Write training data: hard negatives, queries, or whole tasks.")
+app = typer.Typer(no_args_is_help=True, help="Write training data: negatives, queries, or whole tasks.")
 
 Consistency = Annotated[
     str | None,
@@ -66,7 +66,7 @@ def negatives(
     budget_tokens: BudgetTokens = None,
     seed: Seed = 13,
 ) -> None:
-    """Write hard negatives: by a language model, or by perturbing positives where none is named."""
+    """Write hard negatives for pairs. By a language model, or by perturbing positives where none is named."""
     llm = llm_settings(llm_url, llm_model, llm_local, concurrency, budget_tokens)
     if llm is None:
         if kinds or kinds_file or prompt:
@@ -122,7 +122,7 @@ def queries(
     budget_tokens: BudgetTokens = None,
     seed: Seed = 13,
 ) -> None:
-    """Write queries for the passages of a corpus (BMRetriever's instance level); no query twice."""
+    """Write queries for the passages of a corpus. BMRetriever's instance level; no query comes twice."""
     from medley.collections import load_corpus
     from medley.encoder import open_retriever
     from medley.synthesize import ConsistencySettings, QuerySettings, Tally, pairs_from_corpus
@@ -167,7 +167,7 @@ def tasks(
     budget_tokens: BudgetTokens = None,
     seed: Seed = 13,
 ) -> None:
-    """Invent retrieval tasks, and write query, positive and hard negative for each (BMRetriever's task level)."""
+    """Invent retrieval tasks, with texts for each. Query, positive and hard negative: BMRetriever's task level."""
     from medley.encoder import open_retriever
     from medley.synthesize import (
         ConsistencySettings,

@@ -66,7 +66,7 @@ def train(
         typer.Option("--plan", help="Print what it will take, from a few measured passes; train nothing."),
     ] = False,
 ) -> None:
-    """Train one expert on a pairs file, or a domain base on raw text; goes on where it was killed."""
+    """Train one expert on pairs, or a base on raw text. Goes on where it was killed."""
     given: dict[str, Any] = {"epochs": epochs}
     given |= {} if learning_rate is None else {"learning_rate": learning_rate}
     given |= {} if batch_size is None else {"batch_size": batch_size}
