@@ -49,19 +49,19 @@ def run_all(
 
 
 def result_of(folder: Path, changes: list[str], *, finished: bool) -> dict[str, Any]:
-    """The results of the recipe with some settings changed; run, or taken as they are where they are finished.
-
-    Steps that another run beside it has made are not made again.
-    """
+    """The results of the recipe with some settings changed; run, or taken as they are where they are finished."""
     there = folder / "results.json"
     if not (finished and there.is_file()):
-        print(f"== {folder.name}", file=sys.stderr, flush=True)
-        others = [
-            path.parent for path in sorted(folder.parent.glob("*/manifest.json")) if path.parent != folder
-        ]
-        run_recipe(load_recipe(RECIPE, [f"name={folder.name}", *changes]), folder, reuse=others)
+        run(folder, changes)
     found: dict[str, Any] = json.loads(there.read_text(encoding="utf-8"))
     return found
+
+
+def run(folder: Path, changes: list[str], *, until: str | None = None) -> None:
+    """Run the recipe with some settings changed; steps that another run beside it has made are not made again."""
+    print(f"== {folder.name}", file=sys.stderr, flush=True)
+    others = [path.parent for path in sorted(folder.parent.glob("*/manifest.json")) if path.parent != folder]
+    run_recipe(load_recipe(RECIPE, [f"name={folder.name}", *changes]), folder, until=until, reuse=others)
 
 
 def best_expert(variants: dict[str, Any]) -> str:

@@ -8,7 +8,8 @@ expert on its dev collections; SHN+PO both. Every pair brings the same number of
 instruction each, the same for every model, so PO is judged by what it did to training. Runs what is missing (each run
 resumes; `--finished` takes finished folders as they are; a folder is named by condition, method and seed), then prints
 for the merged model and for every expert nDCG@10 and the paired randomisation test against FT, all seeds together,
-Holm-corrected over the table; and what was chosen for each expert, with its own proof on dev.
+Holm-corrected over the table; and what was chosen for each expert, with its own proof on dev. Where PO leaves every
+instruction as it was, its experts are those without PO bit for bit, so they are not trained a second time.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from miniature import RECIPE, pooled_comparison, result_of
+from miniature import RECIPE, pooled_comparison, result_of, run
 
 from medley.pipeline.proof import mean_score
 from medley.recipe import load_recipe
@@ -116,6 +117,17 @@ def show(results: Results, arguments: argparse.Namespace) -> None:
     _show_choices(arguments)
 
 
+def changed(folder: Path) -> list[str]:
+    """The experts of a run whose instruction PO changed, once its prompts stage is done."""
+    choices = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in choices_of(folder)}
+    return [name for name, choice in choices.items() if choice["instruction"] != choice["seed_instruction"]]
+
+
+def choices_of(folder: Path) -> list[Path]:
+    """The files that say what PO chose, one for each expert."""
+    return sorted(folder.glob("stages/prompts/*/prompt.json"))
+
+
 def _show_choices(arguments: argparse.Namespace) -> None:
     """What PO chose for each expert, and its proof on the confirming half of dev."""
     optimised = [c for c in arguments.conditions if STM_CONDITIONS[c].prompts]
@@ -128,7 +140,7 @@ def _show_choices(arguments: argparse.Namespace) -> None:
     print("|---|---|---|---:|---:|---|---|")
     for condition in optimised:
         for seed in arguments.seeds:
-            for path in sorted(folder_of(arguments, condition, seed).glob("stages/prompts/*/prompt.json")):
+            for path in choices_of(folder_of(arguments, condition, seed)):
                 choice = json.loads(path.read_text(encoding="utf-8"))
                 proof = choice["proof"] or {}
                 test = proof.get("versus_seed") or {}
@@ -169,10 +181,16 @@ def main() -> None:
         parser.error("--method gepa needs --llm-url and --llm-model")
     results: Results = {}
     for seed in arguments.seeds:
-        for condition in arguments.conditions:
+        for condition in sorted(arguments.conditions, key=lambda c: STM_CONDITIONS[c].prompts):
             folder = folder_of(arguments, condition, seed)
             changes = changes_for(arguments, condition, seed)
-            results[condition, seed] = result_of(folder, changes, finished=arguments.finished)
+            plain = condition.removesuffix("PO").removesuffix("+") or REFERENCE
+            if STM_CONDITIONS[condition].prompts and not (folder / "results.json").is_file():
+                run(folder, changes, until="prompts")
+            if (plain, seed) in results and plain != condition and not changed(folder):
+                results[condition, seed] = results[plain, seed]
+            else:
+                results[condition, seed] = result_of(folder, changes, finished=arguments.finished)
     show(results, arguments)
 
 
