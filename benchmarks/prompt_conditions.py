@@ -75,7 +75,13 @@ def show(results: Results, arguments: argparse.Namespace) -> None:
     """Print the tables."""
     seeds, conditions = arguments.seeds, arguments.conditions
     models = list(results[conditions[0], seeds[0]]["variants"])
-    rivals = [condition for condition in conditions if condition != REFERENCE]
+    twins = {
+        condition: other
+        for position, condition in enumerate(conditions)
+        for other in conditions[:position]
+        if all(results[condition, seed] is results[other, seed] for seed in seeds)
+    }
+    rivals = [condition for condition in conditions if condition != REFERENCE and condition not in twins]
 
     def of(condition: str, seed: int, model: str) -> dict[str, Any]:
         variant: dict[str, Any] = results[condition, seed]["variants"][model]
@@ -98,8 +104,8 @@ def show(results: Results, arguments: argparse.Namespace) -> None:
         for condition in conditions:
             means = [mean_score(of(condition, seed, model)) for seed in seeds]
             cells = [f"{mean(means):.4f}", f"{stdev(means) if len(means) > 1 else 0:.4f}"]
-            test = ["", "", "", ""]
-            if condition != REFERENCE:
+            test = [f"as {twins[condition]}" if condition in twins else "", "", "", ""]
+            if condition in rivals:
                 c = compared[model, condition]
                 test = [
                     f"{c.difference:+.4f}", f"{c.ci_low:+.4f} to {c.ci_high:+.4f}", f"{c.p_value:.4f}",
