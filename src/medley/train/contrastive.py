@@ -133,6 +133,7 @@ def train(
                 report_to=trackers(settings.report_to),
                 run_name=label,
                 disable_tqdm=True,
+                dataloader_drop_last=True,  # of a loader that is not used; without it DDP is warned of
                 bf16=False,  # weights keep the dtype that they were loaded in; the cache knows what to compute in
             ),
             batches=batches,
