@@ -31,35 +31,37 @@ def without_times(results: dict) -> dict:
     return {name: value["tasks"] for name, value in results.items()}
 
 
+def steps_made(run: Path) -> int:
+    return len(list(run.glob("stages/*/[!.]*/artefact.json")))
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_numbers(tmp_path, tiny_model_folder):
     collection = write_collection(tmp_path / "coll")
     recipe = write_recipe(tmp_path / "small.yaml", tiny_model_folder, collection)
-    started = time.monotonic()
     done = medley_process("run", recipe, "--out", tmp_path / "whole", cwd=tmp_path)
-    duration_s = time.monotonic() - started
     assert done.code == 0, done.err
 
     killed = tmp_path / "killed"
     command = [sys.executable, "-m", "medley", "run", recipe, "--out", killed]
     moments = random.Random(os.getpid())  # other moments each time; a failure names them
-    delays_s, kills, steps_before = [], 0, []
-    for _ in range(KILLS):
-        delays_s.append(round(moments.uniform(0.3, 0.9) * duration_s, 2))
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    total = steps_made(tmp_path / "whole")
+    steps_before = []
+    for enough in sorted(moments.sample(range(1, total - 1), KILLS)):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                    start_new_session=True)  # fmt: skip
-        try:
-            process.communicate(timeout=delays_s[-1])
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # this process's own group: it and the gate's child
-            process.communicate()
-            kills += 1
-        steps_before.append(len(list(killed.glob("stages/*/*/artefact.json"))))
+        while steps_made(killed) < enough:
+            assert process.poll() is None, "it ended before its time"
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.5))  # into the next step
+        os.killpg(process.pid, signal.SIGKILL)  # this process's own group: it and the gate's child
+        assert process.wait() == -signal.SIGKILL
+        steps_before.append(steps_made(killed))
+    assert steps_before[0] < total
     done = medley_process("run", recipe, "--out", killed, cwd=tmp_path)
     assert done.code == 0, done.err
-    assert kills, f"never killed: {delays_s}"
     assert steps_before == sorted(steps_before), "what was finished stays"
-    where = f"killed after {delays_s} s, with {steps_before} steps made"
+    where = f"killed with {steps_before} of {total} steps made"
     assert without_times(variants(killed)) == without_times(variants(tmp_path / "whole")), where
     for file in ("model/model.safetensors", "model/medley.json", "recipe.yaml"):
         assert (killed / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), f"{file}: {where}"
