@@ -8,7 +8,7 @@ import pytest
 
 from medley.errors import OutputError
 from medley.files import link_tree
-from medley.reuse import found_elsewhere, take
+from medley.reuse import check_runs, found_elsewhere, take
 from medley.run import claim_folder, execute, states
 from small import medley, write_collection, write_recipe
 from test_run import chain, run
@@ -48,7 +48,7 @@ def test_the_first_run_that_has_it_gives_it(tmp_path):
     run(fresh(tmp_path / "one"), [], stages=["one"])
     run(fresh(tmp_path / "two"), [])
     new = fresh(tmp_path / "new")
-    found = found_elsewhere(new, chain([]), [tmp_path / "one", tmp_path / "two"])
+    found = found_elsewhere(states(new, chain([])), [tmp_path / "one", tmp_path / "two"])
     assert found["one/a"] == tmp_path / "one" and found["three/c"] == tmp_path / "two"
     assert not (new / "stages").exists(), "looking takes nothing"
 
@@ -79,7 +79,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(
         OutputError, match=r"--reuse .*nothing: holds no manifest.json, so it is no run folder"
     ):
-        found_elsewhere(fresh(tmp_path / "new"), [], [tmp_path / "nothing"])
+        check_runs([tmp_path / "nothing"])
 
 
 def test_files_are_copied_where_links_cannot_be_made(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from medley import (
     cli_synthesize,
     cli_train,
 )
-from medley.cli_options import Json, Out, PairsFile, Seed
+from medley.cli_options import Json, Out, Overrides, PairsFile, Seed
 from medley.errors import InputError, MedleyError
 from medley.tables import print_results, print_steps
 
@@ -108,9 +108,7 @@ def options(
 @app.command()
 def demo(
     out: Out = Path("demo-run"),
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, key.sub=value.")
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Run everything on bundled data. A CPU is enough; no network, no language model."""
     from medley.collections import BUNDLED
@@ -123,9 +121,7 @@ def run(
     recipe: Annotated[Path, typer.Argument(help="A recipe file (YAML).")],
     out: Annotated[Path | None, typer.Option("--out", help="The run folder; default runs/<name>.")] = None,
     until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, key.sub=value.")
-    ] = None,
+    overrides: Overrides = None,
     plan_only: Annotated[
         bool, typer.Option("--plan", help="Say what would run and its cost; touch nothing.")
     ] = False,

@@ -11,3 +11,6 @@ Out = Annotated[Path, typer.Option("--out", help="Where the result goes.")]
 PairsFile = Annotated[Path, typer.Option("--pairs", help="A pairs file: JSON Lines, .gz or Parquet.")]
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, key.sub=value.")
+]

@@ -12,21 +12,22 @@ from pathlib import Path
 
 from medley.errors import OutputError
 from medley.files import explained_write_errors, link_tree, writing
-from medley.run import MANIFEST, Step, locked, read_artefact, states
+from medley.run import MANIFEST, Step, StepState, locked, read_artefact, states
 
 
-def found_elsewhere(folder: Path, steps: Sequence[Step], others: Sequence[Path]) -> dict[str, Path]:
-    """By step id, for each step that is missing or stale: the first of the other runs that holds its artefact.
-
-    Raises OutputError where one of the others is no run folder.
-    """
+def check_runs(others: Sequence[Path]) -> None:
+    """Raise OutputError where one of the others is no run folder."""
     for other in others:
         if not (other / MANIFEST).is_file():
             raise OutputError(
                 f"--reuse {other}: holds no {MANIFEST}, so it is no run folder; check the path."
             )
+
+
+def found_elsewhere(wanted: Sequence[StepState], others: Sequence[Path]) -> dict[str, Path]:
+    """By step id, for each step that is missing or stale: the first of the other runs that holds its artefact."""
     found = {}
-    for state in states(folder, steps):
+    for state in wanted:
         for other in others if state.state != "done" else ():
             artefact = read_artefact(other, state.step.id)
             if artefact is not None and artefact["key"] == state.key:
@@ -42,9 +43,11 @@ def take(
 
     `files`, by name, are copied from the first run that has them where the folder has none: what grows while a run
     goes on, as a cache does. Returns by step id whence it came.
-    Raises OutputError where one of the others is no run folder, or another process works in this one.
+    Raises OutputError where another process works in this folder.
     """
-    found = found_elsewhere(folder, steps, others)
+    if not others:
+        return {}
+    found = found_elsewhere(states(folder, steps), others)
     with locked(folder), explained_write_errors(folder):
         for step_id, other in found.items():
             with writing(folder / "stages" / step_id) as temporary:

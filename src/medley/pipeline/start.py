@@ -15,7 +15,7 @@ from medley.pipeline.proof import RESULTS, publish_model
 from medley.progress import say
 from medley.recipe import Recipe, load_recipe, write_recipe
 from medley.report.card import write_card
-from medley.reuse import found_elsewhere, take
+from medley.reuse import check_runs, found_elsewhere, take
 from medley.run import claim_folder, execute, read_artefact, stages_until, states
 
 RECIPE = "recipe.yaml"
@@ -40,7 +40,7 @@ def run_recipe(
     """
     stages = stages_until(until, STAGES)
     steps = plan_steps(recipe, folder)
-    found_elsewhere(folder, steps, reuse)  # a wrong folder is said before anything is written
+    check_runs(reuse)
     there_before = folder.exists()
     claim_folder(folder, recipe.name)
     try:
@@ -82,13 +82,14 @@ def stop_at_broken_demands(folder: Path) -> None:
 
 def plan(recipe: Recipe, folder: Path, *, reuse: Sequence[Path] = ()) -> list[dict[str, Any]]:
     """What `--plan` prints: each step, its state and its estimated cost. Touches nothing."""
-    steps = plan_steps(recipe, folder)
-    elsewhere = found_elsewhere(folder, steps, reuse)
+    check_runs(reuse)
+    found = states(folder, plan_steps(recipe, folder))
+    elsewhere = found_elsewhere(found, reuse)
     return [
         {"step": s.step.id, "state": "reused", "why": f"from {elsewhere[s.step.id]}"}
         if s.step.id in elsewhere
         else {"step": s.step.id, "state": s.state, "why": s.reason, **s.step.cost}
-        for s in states(folder, steps)
+        for s in found
     ]
 
 

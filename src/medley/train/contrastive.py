@@ -93,13 +93,12 @@ def train(
             f"{label}: early stopping needs a dev collection to score; name one, or leave it out."
         )
     join()
-    sharded = is_sharded(settings)
     torch.manual_seed(seed)
     model = retriever.model
     # the card is Medley's; a filled widget keeps the trainer from looking for examples in private training text
     model.model_card_data.widget = [{"source_sentence": ""}]
     identity = training_identity(retriever.identity(), pairs, settings, seed=seed) if checkpoints else ""
-    if sharded:
+    if is_sharded(settings):
         shard_base(retriever)
     if settings.lora is not None:
         add_adapter(model, settings.lora)
