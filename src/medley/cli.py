@@ -26,6 +26,7 @@ from medley import (
 )
 from medley.cli_options import Json, Out, Overrides, PairsFile, Seed
 from medley.errors import InputError, MedleyError
+from medley.progress import say
 from medley.tables import print_results, print_steps
 
 app = typer.Typer(
@@ -47,16 +48,16 @@ def main() -> None:
     try:
         status = app(prog_name="medley", standalone_mode=False)
     except MedleyError as problem:
-        print(f"medley: {problem}", file=sys.stderr)
+        say(f"medley: {problem}")
         sys.exit(problem.exit_code)
     except ValueError as problem:
-        print(f"medley: {_setting_out_of_range(problem)}", file=sys.stderr)
+        say(f"medley: {_setting_out_of_range(problem)}")
         sys.exit(InputError.exit_code)
     except Exception as problem:
-        print(_usage_error(problem), file=sys.stderr)
+        say(_usage_error(problem))
         sys.exit(InputError.exit_code)
     if status == INTERRUPTED:
-        print("medley: interrupted; run the same command again to continue.", file=sys.stderr)
+        say("medley: interrupted; run the same command again to continue.")
     sys.exit(status or 0)
 
 

@@ -58,7 +58,7 @@ def tune_prompt(
         tune,
         write_choice,
     )
-    from medley.progress import say
+    from medley.progress import printable, say
     from medley.prompts.library import DEFAULT
     from medley.prompts.settings import PromptSettings
 
@@ -83,7 +83,7 @@ def tune_prompt(
     if model_out is not None:
         export_with_instruction(model, choice.instruction, model_out)
     say(summary(choice))
-    print(json.dumps(choice.as_json()) if as_json else choice.instruction)
+    print(json.dumps(choice.as_json()) if as_json else printable(choice.instruction))
 
 
 def summary(choice: Choice) -> str:

@@ -1,10 +1,12 @@
 """Progress of long work on standard error: a bar with an estimate on a terminal, an occasional line elsewhere.
 
-Standard output stays free for results.
+Standard output stays free for results. What is printed goes through `printable`, since names, texts and the messages of
+servers are written by others.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +14,15 @@ from contextlib import contextmanager
 
 LINE_EVERY_S = 30.0
 """How often a log file (not a terminal) gets a line."""
+_COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal or browser obeys instead of showing: control characters but tab and line feed (ANSI escapes begin
+with one), and what overrides or embeds a direction of writing (Unicode annex 9); and lone surrogates, which cannot be
+written."""
+
+
+def printable(text: str) -> str:
+    """A text that is shown as it is written: what a terminal or browser would obey is spelled out, as in `\\x1b`."""
+    return _COMMANDS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 @contextmanager
@@ -20,6 +31,7 @@ def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
     Without a total (None), only how much is done.
     """
+    label = printable(label)
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -53,4 +65,4 @@ def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 def say(message: str) -> None:
     """One line of news on standard error."""
-    print(message, file=sys.stderr, flush=True)
+    print(printable(message), file=sys.stderr, flush=True)

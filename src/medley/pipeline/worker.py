@@ -14,6 +14,7 @@ from pathlib import Path
 from medley.errors import MedleyError
 from medley.files import remove
 from medley.pipeline.plan import plan_steps
+from medley.progress import say
 from medley.recipe import load_recipe
 from medley.run import make, step_keys
 from medley.train.processes import is_first, join
@@ -42,5 +43,5 @@ if __name__ == "__main__":
     try:
         work(Path(sys.argv[1]), sys.argv[2])
     except MedleyError as problem:
-        print(f"medley: {problem}", file=sys.stderr)
+        say(f"medley: {problem}")
         sys.exit(problem.exit_code)
