@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import medley as package
+from medley.tables import print_evaluation
 from small import (
     Outcome,
     contents,
@@ -45,7 +46,7 @@ COMMANDS = {
     "published": ["--run", "--base", "--json"],
 }  # fmt: skip
 """Every command with the arguments and options that others rely on (DESIGN, Command line)."""
-LEAK_KEYS = ["row", "field", "against", "id", "kind", "similarity"]
+LEAK_KEYS = ["row", "field", "against", "id", "kind", "split", "similarity"]
 
 
 def commands() -> set[str]:
@@ -208,15 +209,18 @@ def test_leaks(work, tmp_path):
          "negatives": ["Mumps is a viral infection that causes swollen salivary glands. Vaccination prevents it in most."]},
     ]  # fmt: skip
     pairs = write_lines(tmp_path / "p.jsonl", rows)
-    done = succeeded("leaks", "--pairs", pairs, "--against", f"{work}/coll:dev", "--json")
+    done = medley("leaks", "--pairs", pairs, "--against", f"{work}/coll:dev", "--json")
+    assert (done.code, done.err) == (1, ""), "a query that leaks is told by the exit code"
     found = [json.loads(line) for line in done.out.splitlines()]
     assert [list(leak) for leak in found] == [LEAK_KEYS, LEAK_KEYS]
-    assert list(found[0].values()) == [0, "query", "coll", "d1", "exact", 1.0]
-    assert list(found[1].values())[:-1] == [1, "negative", "coll", "p6", "near"]
+    assert list(found[0].values()) == [0, "query", "coll", "d1", "exact", "dev", 1.0]
+    assert list(found[1].values())[:-1] == [1, "negative", "coll", "p6", "near", "dev"]
     assert 0.8 <= found[1]["similarity"] < 1
-    text = succeeded("leaks", "--pairs", pairs, "--against", f"{work}/coll:dev").out.splitlines()
+    text = medley("leaks", "--pairs", pairs, "--against", f"{work}/coll:dev").out.splitlines()
     assert len(text) == 2 and text[0].startswith("row 0 query: exact")
     assert succeeded("leaks", "--pairs", work / "train_b.jsonl", "--against", f"{work}/coll:test", "--json").out.count('"query"') == 0  # fmt: skip
+    explained = medley("leaks", "--pairs", pairs, "--against", f"{work}/coll", "--explain")
+    assert explained.code == 1 and "coll:dev d1: antibiotic against Lyme disease" in explained.out
 
 
 def check_results(results: dict) -> dict:
@@ -241,7 +245,25 @@ def test_evaluate_bm25_and_compare(work, tmp_path, tiny_model_folder):
     assert 0 < rows[0]["p_value"] <= rows[0]["p_holm"] <= 1
     text = succeeded("compare", *files).out
     assert f"{first - second:+.4f}" in text and "p = " in text
-    assert f"{first:.4f}" in succeeded("evaluate", "bm25", "--task", f"{work}/coll:test").out
+    table = succeeded("evaluate", "bm25", "--task", f"{work}/coll:test").out
+    assert f"{first:.4f}" in table and "nDCG@10" in table and "similarity" not in table
+    copy = tmp_path / "copy.json"
+    copy.write_text(json.dumps(json.loads(files[0].read_text()), indent=3))
+    for same, said in ((files[0], "is given twice"), (copy, f"holds the same results as {files[0]}")):
+        again = medley("compare", files[0], same)
+        assert (again.code, again.out) == (2, "") and said in again.err
+    assert medley("compare", f"{files[0]},{copy}", files[1]).code == 2, "one seed counted as two"
+
+
+def test_a_table_says_what_its_numbers_are(capsys):
+    ranked, similar = {"ndcg_at_10": 0.5}, {"spearman": 0.4}
+    for tasks, title in (
+        ({"a": ranked}, "nDCG@10"),
+        ({"b": similar}, "Spearman"),
+        ({"a": ranked, "b": similar}, "nDCG@10 (b: Spearman)"),
+    ):
+        print_evaluation({"model": {"model": {}, "tasks": tasks}}, {})
+        assert capsys.readouterr().out.splitlines()[0].strip() == title
 
 
 def test_a_table_of_many_tasks_keeps_its_numbers_in_a_pipe(tmp_path):

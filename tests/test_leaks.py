@@ -39,8 +39,8 @@ def test_case_punctuation_and_white_space_do_not_hide_a_leak() -> None:
         "metformin is given first together with advice on diet and movement",
     )
     assert find_leaks([TrainingPair("a", "b"), pair], COLLECTION) == [
-        Leak(1, "query", "tests", "q2", "exact", 1.0),
-        Leak(1, "positive", "tests", "p1", "exact", 1.0),
+        Leak(1, "query", "tests", "q2", "exact", "test", 1.0),
+        Leak(1, "positive", "tests", "p1", "exact", "test", 1.0),
     ]
 
 
@@ -73,7 +73,8 @@ def test_a_threshold_out_of_range_is_refused() -> None:
 def test_a_leak_is_a_line_of_json() -> None:
     leak = find_leaks([TrainingPair(QUERIES["q2"], "x")], COLLECTION)[0]
     assert json.loads(json.dumps(leak.as_json())) == {
-        "row": 0, "field": "query", "against": "tests", "id": "q2", "kind": "exact", "similarity": 1.0,
+        "row": 0, "field": "query", "against": "tests", "id": "q2", "kind": "exact", "split": "test",
+        "similarity": 1.0,
     }  # fmt: skip
 
 
@@ -195,7 +196,7 @@ def question_pairs() -> list[TrainingPair]:
 
 @pytest.mark.data
 def test_known_question_leaks_of_the_real_sets() -> None:
-    rqe = load_against(str(data("collections/mediqa2019_qa")))
+    rqe = load_against(str(data("collections/mediqa2019_qa"))).collection
     exact = {normal_form(rqe.queries[leak.id]) for leak in find_leaks(question_pairs(), rqe, passages="none")
              if leak.kind == "exact" and leak.field == "query"}  # fmt: skip
     assert len(exact) == 93  # the data's README says so
@@ -252,5 +253,14 @@ def test_a_folder_without_a_split_stands_for_all_of_them(tmp_path: Path) -> None
     for split, query in (("dev", "q1"), ("test", "q2")):
         judged = {query: {"p1": 1}}
         write_folder(in_memory("both", split, PASSAGES, {query: QUERIES[query]}, judged), tmp_path / "both")
-    assert set(load_against(str(tmp_path / "both")).queries) == {"q1", "q2"}
-    assert set(load_against(f"{tmp_path / 'both'}:dev").queries) == {"q1"}
+    both = load_against(str(tmp_path / "both"))
+    assert set(both.collection.queries) == {"q1", "q2"}
+    assert set(load_against(f"{tmp_path / 'both'}:dev").collection.queries) == {"q1"}
+    rows = [TrainingPair(QUERIES["q2"], PASSAGES[0].full_text, (PASSAGES[2].full_text,))]
+    found = list(iter_leaks(rows, [hold_out(both.collection, passages="all", splits=both.splits)]))
+    assert [(leak.field, leak.split) for leak in found] == [
+        ("query", "test"), ("positive", "dev,test"), ("negative", "dev,test"),
+    ]  # fmt: skip
+    dev = load_against(f"{tmp_path / 'both'}:dev")
+    (positive, *_) = iter_leaks(rows, [hold_out(dev.collection, splits=dev.splits)])
+    assert (positive.field, positive.split) == ("positive", "dev")

@@ -29,6 +29,7 @@ def compare(
     """Test results in pairs: the first against each other one."""
     from medley.statistics.family import comparison_rows
 
+    _refuse_repeats(results)
     variants: dict[str, list[Mapping[str, Any]]] = {}
     for argument in results:
         for name, runs in _variants(argument).items():
@@ -38,6 +39,21 @@ def compare(
     first, *others = variants
     rows = comparison_rows(variants, [(first, other) for other in others], seed=seed, by_task=by_task)
     print_comparisons(rows, as_json)
+
+
+def _refuse_repeats(arguments: Sequence[str]) -> None:
+    """Refuse the same results twice, under whatever name: as another model they differ by nothing, and as another
+    seed they would count one training twice. Raises CollectionError naming both."""
+    from medley.files import read_json
+
+    seen: list[tuple[str, Any]] = []
+    for path in (part for argument in arguments for part in _files(argument)):
+        content = read_json(Path(path), CollectionError)
+        same = next((name for name, other in seen if other == content), None)
+        if same is not None:
+            where = "is given twice" if same == path else f"holds the same results as {same}"
+            raise CollectionError(f"{path}: {where}; give the results of another model or seed.")
+        seen.append((path, content))
 
 
 def _joined(argument: str, name: str) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from medley.collections import Collection
     from medley.leaks.explain import Finding
-    from medley.pairs import TrainingPair
+    from medley.leaks.find import Leak
+    from medley.pairs import StreamedPairs, TrainingPair
 
 COUNTED = 10_000
 """Rows between two signs of progress."""
@@ -36,30 +38,45 @@ def leaks(
         typer.Option("--explain", help="What the findings mean, with pairs of texts, instead of a list."),
     ] = False,
 ) -> None:
-    """List training texts that recur in dev or test collections."""
+    """List training texts that recur in dev or test collections. Exit code 1 where a query does."""
     from medley.leaks.against import load_against
     from medley.leaks.find import hold_out, iter_leaks
     from medley.pairs import StreamedPairs
-    from medley.progress import progress, say
+    from medley.progress import progress
 
-    collections = [load_against(spec) for spec in against]
+    opened = [load_against(spec) for spec in against]
+    collections = [each.collection for each in opened]
     held_out = [
-        hold_out(collection, passages="judged" if judged_only else "all", threshold=threshold)
-        for collection in collections
+        hold_out(
+            each.collection,
+            passages="judged" if judged_only else "all",
+            threshold=threshold,
+            splits=each.splits,
+        )
+        for each in opened
     ]
     rows = StreamedPairs(pairs)
     found = []
+    queries = 0
     with progress("rows held against the collections", None) as advance:
         for leak in iter_leaks(_counted(rows, advance), held_out):
+            queries += leak.field == "query"
             if explain:
                 found.append(leak)
             elif as_json:
                 print(json.dumps(leak.as_json()))
             else:
-                where = f"{leak.against} {leak.id}"
+                where = f"{leak.against}:{leak.split} {leak.id}"
                 print(f"row {leak.row} {leak.field}: {leak.kind} {leak.similarity:.2f} {where}")
-    if not explain:
-        return
+    if explain:
+        _explain(found, collections, rows, as_json)
+    if queries:
+        raise typer.Exit(1)
+
+
+def _explain(
+    found: Sequence[Leak], collections: Sequence[Collection], rows: StreamedPairs, as_json: bool
+) -> None:
     from medley.leaks.explain import explain_leaks
 
     concerned = {leak.row for leak in found}
@@ -72,6 +89,8 @@ def leaks(
     if as_json:
         print(json.dumps([finding.as_json() for finding in findings]))
     elif not findings:
+        from medley.progress import say
+
         say("no training text recurs")
     for finding in () if as_json else findings:
         _print(finding)
@@ -89,4 +108,4 @@ def _print(finding: Finding) -> None:
     for example in finding.examples:
         leak = example.leak
         print(f"  row {leak.row}, {leak.kind} {leak.similarity:.2f}: {example.training}")
-        print(f"  {finding.against} {leak.id}: {example.held_out}\n")
+        print(f"  {finding.against}:{leak.split} {leak.id}: {example.held_out}\n")

@@ -74,7 +74,7 @@ def print_evaluation(table: dict[str, Any], groups: dict[str, list[str]]) -> Non
     from rich.text import Text
 
     tasks = list(dict.fromkeys(task for row in table.values() for task in row["tasks"]))
-    grid = Table(title="nDCG@10 (sentence similarity: Spearman)")
+    grid = Table(title=_measures(table))
     grid.add_column("model")
     columns = {task: [task] for task in tasks} | {f"mean {group}": names for group, names in groups.items()}
     columns["mean"] = tasks
@@ -97,6 +97,15 @@ def print_evaluation(table: dict[str, Any], groups: dict[str, list[str]]) -> Non
             size = row["model"]["bytes_a_passage"]
             print(f"{name}: {lost:+.4f} against whole vectors, {size:,} bytes a passage instead of "
                   f"{row['model']['bytes_whole']:,}")  # fmt: skip
+
+
+def _measures(table: dict[str, Any]) -> str:
+    """What the numbers of a table are: only the measures that are in it."""
+    similar = {task: "spearman" in scored for row in table.values() for task, scored in row["tasks"].items()}
+    if all(similar.values()):
+        return "Spearman"
+    names = ", ".join(task for task, is_similar in similar.items() if is_similar)
+    return f"nDCG@10 ({names}: Spearman)" if names else "nDCG@10"
 
 
 def print_published(base: str, means: Sequence[Any], tasks: Sequence[Any]) -> None:
@@ -152,7 +161,11 @@ def print_comparisons(rows: list[dict[str, Any]], as_json: bool) -> None:
 def _in_words(row: dict[str, Any]) -> str:
     verdict = "no difference shown" if row["p_holm"] >= ALPHA else f"differs, {row['verdict']}"
     least = row["detectable"]
-    unseen = f"; so many queries show {least:.3f} or more" if row["p_holm"] >= ALPHA and least else ""
+    unseen = (
+        f"; with this many queries a true difference of {least:.3f} would be found (80 % power)"
+        if row["p_holm"] >= ALPHA and least
+        else ""
+    )
     return (
         f"{row['difference']:+.4f} [{row['ci_low']:+.4f}, {row['ci_high']:+.4f}], p = {row['p_value']:.4f}, "
         f"Holm {row['p_holm']:.4f}: {verdict}{unseen}"

@@ -6,8 +6,8 @@ paraphrases of questions that went round in their own words. Each wording counts
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from medley.collections import Collection, FolderCorpus, find_folder, load_collection, split_spec
@@ -19,7 +19,26 @@ VARIANTS = "query_variants.json"
 EVERY_SPLIT = ""
 
 
-def load_against(spec: str) -> Collection:
+@dataclass(frozen=True)
+class Splits:
+    """Of which splits a collection's queries and judged passages are, by id; nothing where it is of one split."""
+
+    queries: Mapping[str, str] = field(default_factory=dict)
+    passages: Mapping[str, str] = field(default_factory=dict)
+
+
+ONE_SPLIT = Splits()
+
+
+@dataclass(frozen=True)
+class Against:
+    """A collection that training text is held against, with the queries of one split or of several."""
+
+    collection: Collection
+    splits: Splits = ONE_SPLIT
+
+
+def load_against(spec: str) -> Against:
     """Open a collection to hold training text against.
 
     Of a folder without `:SPLIT` all splits count: what is not tested today may be tomorrow. Of a task or hub id it
@@ -29,7 +48,7 @@ def load_against(spec: str) -> Collection:
     name, split = split_spec(spec, EVERY_SPLIT)
     folder = find_folder(name)
     if split != EVERY_SPLIT or folder is None:
-        return load_collection(spec, keep_empty=True)
+        return Against(load_collection(spec, keep_empty=True))
     splits = sorted(path.stem for path in (folder / "qrels").glob("*.tsv"))
     if not splits:
         raise CollectionError(
@@ -42,12 +61,30 @@ def load_against(spec: str) -> Collection:
         queries.update(part.queries)
         for query_id, grades in part.judgements.items():
             judgements[query_id] = {**judgements.get(query_id, {}), **grades}
-    return replace(
+    whole = replace(
         parts[0],
         split=",".join(splits),
         queries=MappingProxyType(queries),
         judgements=MappingProxyType(judgements),
     )
+    return Against(whole, Splits(_by_id(parts, _query_ids), _by_id(parts, _passage_ids)))
+
+
+def _by_id(parts: Sequence[Collection], ids: Callable[[Collection], Iterable[str]]) -> dict[str, str]:
+    """For each id the splits that have it, joined by commas."""
+    found: dict[str, str] = {}
+    for part in parts:
+        for one in ids(part):
+            found[one] = f"{found[one]},{part.split}" if one in found else part.split
+    return found
+
+
+def _query_ids(part: Collection) -> Iterable[str]:
+    return part.queries
+
+
+def _passage_ids(part: Collection) -> Iterable[str]:
+    return {passage_id for grades in part.judgements.values() for passage_id in grades}
 
 
 def query_wordings(collection: Collection) -> Iterator[tuple[str, str]]:

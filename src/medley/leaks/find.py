@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from medley.collections import Collection
 from medley.errors import InputError
-from medley.leaks.against import query_wordings
+from medley.leaks.against import ONE_SPLIT, Splits, query_wordings
 from medley.leaks.index import HeldOut, Match, batches
 from medley.leaks.words import hash_texts
 from medley.pairs import TrainingPair
@@ -28,13 +28,18 @@ Passages = Literal["none", "judged", "all"]
 
 @dataclass(frozen=True)
 class Leak:
-    """A text of training row `row` (from 0) that is the query or passage `id` of collection `against`."""
+    """A text of training row `row` (from 0) that is the query or passage `id` of collection `against`.
+
+    `split` is that of the query, or of the queries that the passage is judged for (several with commas); of a passage
+    that nobody judged, all that were looked at.
+    """
 
     row: int
     field: Field
     against: str
     id: str
     kind: Literal["exact", "near"]
+    split: str
     similarity: float
 
     def as_json(self) -> dict[str, Any]:
@@ -47,22 +52,38 @@ class HeldOutCollection:
     """A collection's texts, arranged to be searched."""
 
     name: str
+    split: str
     queries: HeldOut
     passages: HeldOut
+    splits: Splits = ONE_SPLIT
+
+    def split_of(self, field: Field, text_id: str) -> str:
+        """The split of a query, or of the queries that a passage is judged for."""
+        known = self.splits.queries if field == "query" else self.splits.passages
+        return known.get(text_id, self.split)
 
 
 def hold_out(
-    collection: Collection, *, passages: Passages = "judged", threshold: float = THRESHOLD
+    collection: Collection,
+    *,
+    passages: Passages = "judged",
+    threshold: float = THRESHOLD,
+    splits: Splits = ONE_SPLIT,
 ) -> HeldOutCollection:
-    """Arrange a collection's queries and passages for searching. A passage matches with its title or without."""
+    """Arrange a collection's queries and passages for searching. A passage matches with its title or without.
+
+    Raises InputError for a threshold that is no similarity.
+    """
     if not 0 < threshold <= 1:
         raise InputError(
             f"a similarity threshold of {threshold} is not above 0 and at most 1; use {THRESHOLD}."
         )
     return HeldOutCollection(
         collection.name,
+        collection.split,
         HeldOut(query_wordings(collection), threshold),
         HeldOut(_passage_texts(collection, passages), threshold),
+        splits,
     )
 
 
@@ -89,7 +110,8 @@ def iter_leaks(pairs: Iterable[TrainingPair], held_out: Sequence[HeldOutCollecti
                 for field, text in _fields(pair):
                     known = (queries if field == "query" else passages)[number]
                     for match in known.get(text, ()):
-                        yield Leak(row, field, held.name, match.id, match.kind, match.similarity)
+                        split = held.split_of(field, match.id)
+                        yield Leak(row, field, held.name, match.id, match.kind, split, match.similarity)
 
 
 def _matches(texts: Iterable[str], held_out: Sequence[HeldOut]) -> list[dict[str, list[Match]]]:

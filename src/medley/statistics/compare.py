@@ -1,7 +1,7 @@
 """Paired tests between two models' per-query scores: is a difference more than chance?
 
 In: for each task, each query's score under model a and under model b, of one training seed or of several. Out: the
-difference, its p-value and interval, effect size, and what difference so many queries could have shown.
+difference, its p-value and interval, effect size, and what difference this many queries could have shown.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Comparison:
     the figure that is reported, in which every task weighs the same. The `pooled_` ones take all queries of all
     tasks together, in which every query weighs the same. With one task they are equal. `effect_size` is Cohen's
     d_z: the mean of all paired differences over their standard deviation (0 where all differences are 0).
-    `detectable` is the smallest true difference that so many queries show four times in five (None: too few to say),
+    `detectable` is the smallest true difference that this many queries show four times in five (None: too few to say),
     `seeds` how many training seeds each side has.
     """
 

@@ -1,4 +1,4 @@
-"""What a test set can show: the smallest difference that so many queries would have found.
+"""What a test set can show: the smallest difference that this many queries would have found.
 
 In: paired differences of each task. Out: the minimum detectable effect, (t_{1 - alpha/2} + t_{power}) times the
 standard error of the mean, with n - 1 degrees of freedom (Cohen 1988, section 2.3; for retrieval tests Sakai 2016).
