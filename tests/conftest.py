@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,16 @@ TEXT = [
     "what is the first treatment of type 2 diabetes in adults",
     "Represent this passage\npassage: Given a question, retrieve passages that answer it\nQuery: ",
 ] * 3
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """A browser's command. Tests that need one are skipped where there is none, but never in CI, which installs it."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found
+    give_up = pytest.fail if os.environ.get("CI") else pytest.skip
+    give_up("no Chromium here; install Debian's package chromium or its like")
 
 
 def make_tokenizer(folder: Path) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from html import unescape
 from pathlib import Path
@@ -15,10 +14,6 @@ import pytest
 from fake_run import make_run
 from medley.report import write_report
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 PHONE = 360
 """CSS pixels; below the 390 of common phones."""
 PROBE = """
@@ -75,7 +70,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def probed(run: Path, folder: Path, *, width: int, dark: bool) -> dict[str, Any]:
+def probed(chromium: str, run: Path, folder: Path, *, width: int, dark: bool) -> dict[str, Any]:
     """What the page says of itself in a frame of that width."""
     page = (run / "report.html").read_text(encoding="utf-8")
     probe = PROBE.replace("WORD", json.dumps("COPPER glacier"))
@@ -90,7 +85,7 @@ def probed(run: Path, folder: Path, *, width: int, dark: bool) -> dict[str, Any]
     )
     flags = ["--force-dark-mode"] if dark else []
     done = subprocess.run(
-        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}", *flags,
+        [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}", *flags,
          "--window-size=1400,1000", "--virtual-time-budget=20000", "--dump-dom", (folder / "frame.html").as_uri()],
         capture_output=True, text=True, timeout=170, check=True,
     )  # fmt: skip
@@ -101,8 +96,10 @@ def probed(run: Path, folder: Path, *, width: int, dark: bool) -> dict[str, Any]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "dark"), [(PHONE, False), (1280, True)], ids=["phone", "dark"])
-def test_the_page_can_be_read_and_searched(run: Path, tmp_path: Path, width: int, dark: bool) -> None:
-    said = probed(run, tmp_path, width=width, dark=dark)
+def test_the_page_can_be_read_and_searched(
+    chromium: str, run: Path, tmp_path: Path, width: int, dark: bool
+) -> None:
+    said = probed(chromium, run, tmp_path, width=width, dark=dark)
     assert said["width"] == width and said["dark"] == dark and said["lang"] == "en"
     assert said["scroll"] <= said["room"] and said["wide"] == []
     assert said["pale"] == [], "contrast below 4.5 to 1 (WCAG AA)"

@@ -7,7 +7,6 @@ import html
 import io
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from small import medley
 from test_report import Page
 
 NASTY = "=cmd|' /C calc'!A0, \"quoted\"; and\r\na second line\twith a tab"
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 
 
 def make_pairs() -> list[TrainingPair]:
@@ -366,8 +364,7 @@ def test_every_control_has_a_name() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_the_page_in_a_browser_saves_the_table_that_is_read_back(tmp_path: Path) -> None:
+def test_the_page_in_a_browser_saves_the_table_that_is_read_back(chromium: str, tmp_path: Path) -> None:
     """Keys are pressed and a note is typed in a real browser; what it would save is read by `read_sheet`."""
     pairs = make_pairs()
     items = [item for row, pair in enumerate(pairs) for item in items_of(pair, row)]
@@ -393,7 +390,7 @@ def test_the_page_in_a_browser_saves_the_table_that_is_read_back(tmp_path: Path)
         render_sheet(items, name="pairs.jsonl", total=3).replace("</body>", script), encoding="utf-8"
     )
     done = subprocess.run(
-        [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+        [chromium, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
          "--dump-dom", page.as_uri()],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
