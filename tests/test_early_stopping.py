@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from medley.encoder import RetrieverSettings, build_retriever, with_instruction
-from medley.errors import InputError, ModelError
+from medley.errors import DivergedError, InputError, ModelError
 from medley.expert import read_expert
 from medley.pairs import TrainingPair
 from medley.train.adapter import remove_adapter
@@ -180,7 +180,7 @@ def test_scores_that_cannot_be_had_are_told_in_one_sentence(tiny_model_folder):
     def diverged(retriever):
         raise ModelError("dev: vectors are not finite")
 
-    with pytest.raises(ModelError, match="after 0 steps dev cannot be scored"):
+    with pytest.raises(ModelError, match="dev cannot be scored with the base"):
         train(opened(tiny_model_folder), PAIRS, fast(), seed=3, score=diverged)
     with pytest.raises(InputError, match="needs a dev collection"):
         train(opened(tiny_model_folder), PAIRS, fast(), seed=3)
@@ -276,3 +276,43 @@ def test_dev_chooses_the_learning_rate_and_finished_rates_are_not_trained_again(
     assert len(made) == 2 * calls, "another dev is another choice"
     with pytest.raises(InputError, match="with an adapter only"):
         train_best(model, PAIRS, settings.model_copy(update={"lora": None}), save, **given)
+
+
+def test_a_score_that_is_no_number_ends_the_training(tiny_model_folder):
+    with pytest.raises(DivergedError, match=r"after 2 steps dev cannot be scored .*no finite number"):
+        train(
+            opened(tiny_model_folder),
+            PAIRS,
+            fast(),
+            seed=3,
+            score=Scores(0.1, 0.2, float("nan")),
+            label="train",
+        )
+
+
+def test_a_rate_that_diverges_loses_to_one_that_does_not(tiny_model_folder, tmp_path, capsys):
+    model = opened(tiny_model_folder)
+    fresh = model.identity()
+    finished = []
+
+    def save(folder, training):
+        finished.append(folder)
+        folder.mkdir(parents=True)
+
+    def scored(retriever):
+        return {"dev": 0.5}
+
+    settings = fast(epochs=3, early_stopping=stopping(learning_rates=[1e-3, 1e30], patience=9))
+    given = {"folder": tmp_path, "seed": 3, "label": "train care", "score": scored}
+    best = train_best(model, PAIRS, settings, save, **given)
+    assert best.learning_rate == 1e-3 and model.identity() == fresh
+    assert best.report["tried"] == [
+        {"learning_rate": 1e-3, "score": 0.5}, {"learning_rate": 1e30, "diverged": True},
+    ]  # fmt: skip
+    assert "train care at rate 1e+30: the loss is nan at step 2" in capsys.readouterr().err
+    assert train_best(model, PAIRS, settings, save, **given).report == best.report
+    assert len(finished) == 1, "neither is trained again"
+    only = settings.model_copy(update={"early_stopping": stopping(learning_rates=[1e30, 1e31], patience=9)})
+    with pytest.raises(DivergedError, match="at rate 1e\\+30: the loss is nan"):
+        train_best(model, PAIRS, only, save, **given)
+    assert model.identity() == fresh and len(finished) == 1

@@ -12,7 +12,7 @@ import torch
 from medley.backbone import base_fingerprint
 from medley.documents import shards_of
 from medley.encoder import RetrieverSettings, build_retriever
-from medley.errors import PairsError
+from medley.errors import DivergedError, PairsError
 from medley.expert import read_expert
 from medley.merge.compatible import check_compatible
 from medley.train.blocks import token_file
@@ -153,3 +153,17 @@ def test_the_command_trains_a_domain_base_that_merges_by_segment(tiny_model_fold
 def test_wrong_arguments_are_told_in_one_sentence(tiny_model_folder, tmp_path, arguments, message):
     done = medley("train", "--base", tiny_model_folder, "--out", tmp_path / "out", *arguments)
     assert done.code == 2 and message in done.err and done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("steps", "where"),
+    [(3, "the loss is nan at step 2"), (1, "(no finite loss|held-out text is nan) at step 1")],
+)
+@pytest.mark.parametrize("held_out", [0.0, 0.1])
+def test_a_training_that_diverges_ends_at_that_step(
+    tiny_model_folder, shards, tmp_path, steps, where, held_out
+):
+    diverging = settings(learning_rate=1e30, warmup=0.0, max_steps=steps, held_out=held_out)
+    with pytest.raises(DivergedError, match=where):
+        train_language(str(tiny_model_folder), shards, diverging, tmp_path / "out", seed=3)
+    assert not (tmp_path / "out").exists()

@@ -122,6 +122,47 @@ def test_two_processes_train_as_one_does(tiny_model_folder, tmp_path):
         assert two[key] == pytest.approx(one[key], rel=1e-5), key
 
 
+DIVERGING = """
+import sys
+from pathlib import Path
+from medley.documents import shards_of
+from medley.encoder import RetrieverSettings, build_retriever
+from medley.errors import DivergedError
+from medley.pairs import TrainingPair
+from medley.train.contrastive import train
+from medley.train.language import train_language
+from medley.train.processes import join
+from medley.train.settings import LanguageSettings, LoraSettings, TrainSettings
+
+base, folder = sys.argv[1], Path(sys.argv[2])
+join()
+pairs = [TrainingPair(f"query about fox {i}", f"the fox number {i} jumps") for i in range(8)]
+retriever = build_retriever(base, RetrieverSettings(dtype="float32"), device="cpu")
+how = {"lora": LoraSettings(rank=4, alpha=8), "learning_rate": 1e30, "warmup": 0.0}
+language = LanguageSettings(block_tokens=16, batch_size=8, mini_batch_size=4, max_steps=3, dtype="float32", **how)
+for training in (
+    lambda: train(retriever, pairs, TrainSettings(batch_size=8, epochs=3, **how), seed=3),
+    lambda: train_language(base, shards_of(folder / "t.jsonl"), language, folder / "lm", seed=3),
+):
+    try:
+        training()
+    except DivergedError as problem:
+        print(problem)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_that_diverge_end_together(tiny_model_folder, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(DIVERGING)
+    write_lines(
+        tmp_path / "t.jsonl", [{"text": f"insulin lowers glucose {n} and the fox"} for n in range(40)]
+    )
+    first, second = two_processes(script, tiny_model_folder, tmp_path)
+    assert first == second and first.count("the loss is nan at step 2") == 2, first
+    assert not (tmp_path / "lm").exists()
+
+
 @pytest.fixture
 def place(tiny_model_folder, tmp_path) -> Path:
     write_recipe(tmp_path / "r.yaml", tiny_model_folder, write_collection(tmp_path / "data"))

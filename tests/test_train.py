@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medley.encoder import RetrieverSettings, build_retriever, encode_passages, encode_queries
-from medley.errors import InputError, PairsError
+from medley.errors import DivergedError, InputError, PairsError
 from medley.pairs import TrainingPair
 from medley.train.batches import Batches, keys_of
 from medley.train.collate import batch_texts
@@ -194,3 +195,40 @@ def test_sources_are_drawn_by_temperature():
     for mode in ("mixed", "one_source"):
         assert share(mode=mode, temperature=2.0) == pytest.approx(0.25, abs=0.005), "1 : 3"
         assert share(mode=mode, temperature=1e9) == pytest.approx(0.5, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        (
+            {"learning_rate": 1e30, "epochs": 3},
+            r"train: the loss is nan at step 2, where the learning rate was",
+        ),
+        (
+            {"learning_rate": 1e30, "max_steps": 1},
+            "the trained model gives no vectors but zeros or what is no number at step 1",
+        ),
+        (
+            {"learning_rate": 1e30, "epochs": 3, "lora": None},
+            "no vectors but zeros or what is no number at step 3",
+        ),
+        ({"learning_rate": 1e39, "max_steps": 1}, "the trained weights are not finite numbers at step 1"),
+    ],
+)
+def test_a_training_that_diverges_ends_at_that_step(tiny_model_folder, tmp_path, changes, where):
+    settings = fast(checkpoint_minutes=0.0, **changes)
+    with pytest.raises(DivergedError, match=where) as told:
+        train(retriever(tiny_model_folder), PAIRS, settings, seed=3, checkpoints=tmp_path)
+    assert "lower the learning rate" in str(told.value) and told.value.exit_code == 2
+    with pytest.raises(DivergedError):  # what a killed training left to go on from is no way round it
+        train(retriever(tiny_model_folder), PAIRS, settings, seed=3, checkpoints=tmp_path)
+
+
+def test_a_base_that_is_broken_is_told_as_such(tiny_model_folder):
+    broken = retriever(tiny_model_folder)
+    with torch.no_grad():
+        next(broken.model.parameters()).fill_(torch.nan)
+    with pytest.raises(
+        DivergedError, match="the loss is nan before any weight has changed; check the texts and the base"
+    ):
+        train(broken, PAIRS, fast(), seed=3)

@@ -23,6 +23,7 @@ from medley.collections import Passage
 from medley.errors import ModelError
 from medley.files import explained_write_errors, read_json, write_json, writing
 from medley.fingerprint import fingerprint
+from medley.finite import check_vectors
 from medley.model_name import check_decoder, location_of, resolve_base
 from medley.template import TEMPLATES, Template
 
@@ -329,7 +330,9 @@ def _encode(
     if _normalizes(model):
         # the model normalises in its own dtype; in bfloat16 lengths are off by up to half a percent
         vectors = torch.nn.functional.normalize(vectors, dim=-1)
-    return vectors.cpu().numpy()
+    vectors_NH = vectors.cpu().numpy()
+    check_vectors(vectors_NH, texts)
+    return vectors_NH
 
 
 def token_ids(retriever: Retriever, texts: Sequence[str]) -> list[list[int]]:

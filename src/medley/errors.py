@@ -7,6 +7,8 @@ MedleyError                 exit code 1: something went wrong that is not the us
     ├── PairsError          a training-pairs file
     ├── RecipeError         a recipe or merge file
     ├── ModelError          a base, expert or retriever
+    │   ├── DivergedError   a training whose numbers are no longer finite
+    │   └── VectorError     a text to which a model gives a vector that is not finite
     ├── EndpointError       a language-model endpoint that is down or refuses
     ├── LeakError           training text that recurs in a test collection
     └── OutputError         a folder or file that cannot be written (another run's folder, a full disk)
@@ -45,6 +47,19 @@ class RecipeError(InputError):
 
 class ModelError(InputError):
     """A base, expert or retriever cannot be used as asked."""
+
+
+class DivergedError(ModelError):
+    """A training whose loss, gradient, weights or vectors are no longer finite numbers; other settings may mend it."""
+
+
+class VectorError(ModelError):
+    """A model gives a text a vector that is not made of finite numbers."""
+
+    def __init__(self, message: str, text: str) -> None:
+        """`text` is the first such text, as it was given: who knows its id can name it."""
+        super().__init__(message)
+        self.text = text
 
 
 class EndpointError(InputError):

@@ -21,8 +21,9 @@ import numpy as np
 
 from medley.backbone import backbone
 from medley.encoder import Retriever, encode_with_gradient
-from medley.errors import RecipeError
+from medley.errors import DivergedError, RecipeError
 from medley.expert import Expert
+from medley.finite import is_finite
 from medley.lowrank import attached
 from medley.merge.coefficients import Layout
 from medley.merge.pool import DevPool, PoolVectors
@@ -67,7 +68,8 @@ class _Question:
 def learned_search(trials: Trials, settings: SearchSettings, learnable: Learnable | None) -> None:
     """Learn weights within the budget and measure them.
 
-    Raises RecipeError where the merge is no weighted sum of adapters, or the budget leaves no step.
+    Raises RecipeError where the merge is no weighted sum of adapters, or the budget leaves no step; DivergedError where
+    loss or gradient is not a finite number.
     """
     import torch
 
@@ -101,6 +103,12 @@ def learned_search(trials: Trials, settings: SearchSettings, learnable: Learnabl
             loss = loss + settings.penalty * (weights_KS - weights_KS.mean()).square().mean()
             optimiser.zero_grad()
             loss.backward()
+            assert weights_KS.grad is not None
+            if not (is_finite(loss) and is_finite(weights_KS.grad)):
+                raise DivergedError(
+                    f"search.strategy: learned gives a loss or gradient that is no finite number at step {step + 1} of "
+                    f"{steps}; merge in float32, use a grid with smaller values, or another strategy."
+                )
             optimiser.step()
             with torch.no_grad():
                 weights_KS.clamp_(min(space.grid), max(space.grid))

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medley.backbone import backbone
-from medley.encoder import Retriever
-from medley.errors import InputError, PairsError
+from medley.encoder import Retriever, encode_passages, whole
+from medley.errors import InputError, PairsError, VectorError
+from medley.finite import is_finite
 from medley.pairs import TrainingPair
 from medley.progress import progress, say
 from medley.train.adapter import add_adapter
@@ -34,8 +35,10 @@ from medley.train.stopping import DevCurve, DevWatch, Score, steps_between, watc
 from medley.train.trainer import (
     advancing,
     build_trainer,
+    diverged,
     last_checkpoint,
     saving_every,
+    stopping_where_not_finite,
     trackers,
     training_identity,
 )
@@ -78,8 +81,9 @@ def train(
     the weights that it would have had; the caller removes the folder when what was trained is saved.
     With `settings.early_stopping`, `score` is the retriever's nDCG@10 by dev collection, and the model ends with the
     weights that dev liked best (see stopping.py).
-    Raises InputError where early stopping has nothing to score on, PairsError with fewer than two pairs: a
-    contrast needs a second passage.
+    Raises InputError where early stopping has nothing to score on, PairsError with fewer than two pairs (a contrast
+    needs a second passage), DivergedError at the first loss or gradient that is not a finite number, and where the
+    trained weights or a vector are not.
     """
     import torch
     from sentence_transformers import SentenceTransformerTrainingArguments
@@ -126,6 +130,7 @@ def train(
                 seed=seed,
                 data_seed=seed,
                 logging_steps=1,
+                logging_nan_inf_filter=False,  # it would log 0.0 for a loss that is not a number
                 save_strategy="steps" if checkpoints else "no",
                 save_steps=steps,
                 save_total_limit=2,
@@ -140,6 +145,8 @@ def train(
             identity=identity,
         )
         trainer.add_callback(advancing(advance))
+        dtype = str(backbone(retriever).dtype).removeprefix("torch.")
+        trainer.add_callback(stopping_where_not_finite(label, dtype=dtype))
         watch = None
         if settings.early_stopping is not None and score is not None:
             watch = DevWatch(retriever, score, settings.early_stopping, folder=folder / "dev", label=label)
@@ -152,6 +159,18 @@ def train(
                 say(f"{label}: goes on from step {resumed.name.rpartition('-')[2]} of {steps}")
         outcome = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         curve = watch.finish() if watch else None
+        # what the last step made of the weights has not been through a loss
+        if not all(
+            is_finite(whole(parameter)) for parameter in model.parameters() if parameter.requires_grad
+        ):
+            raise diverged(label, "the trained weights are not finite numbers", step=steps, dtype=dtype)
+        try:
+            alive = bool(encode_passages(retriever, [pairs[0].positive]).any())
+        except VectorError:
+            alive = False
+        if not alive:  # infinity inside a normalisation makes zeros
+            what = "the trained model gives no vectors but zeros or what is no number"
+            raise diverged(label, what, step=steps, dtype=dtype)
     model.eval()
     last_step = curve.last_step if curve else outcome.global_step
     losses = [

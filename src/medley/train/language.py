@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medley.backbone import backbone_fingerprint
 from medley.documents import Shard
@@ -23,12 +23,16 @@ from medley.errors import ModelError, PairsError
 from medley.expert import adapter_content, write_adapter
 from medley.files import explained_write_errors, read_json, remove, write_json, writing
 from medley.fingerprint import fingerprint, fingerprint_texts
+from medley.finite import is_finite
 from medley.model_name import check_decoder, model_identity, resolve_base
 from medley.progress import progress, say
 from medley.train.blocks import Blocks, held_out_blocks, token_file
 from medley.train.processes import is_first, join, shared
 from medley.train.settings import LanguageSettings
-from medley.train.trainer import advancing, saving_every, trackers
+from medley.train.trainer import advancing, diverged, saving_every, stopping_where_not_finite, trackers
+
+if TYPE_CHECKING:
+    import torch
 
 IDENTITY, TOKENS = "identity.json", "tokens.bin"
 COSTS_NOTHING = {"report_to", "checkpoint_minutes"}
@@ -64,7 +68,8 @@ def train_language(
     """Train a base on raw text and write the result to the folder `out`: a PEFT adapter, or a checkpoint.
 
     With `checkpoints`, a training that was killed goes on from its last checkpoint there; the folder is removed at the
-    end. Raises ModelError for a base that is no decoder, PairsError where there is not enough text for two blocks.
+    end. Raises ModelError for a base that is no decoder, PairsError where there is not enough text for two blocks,
+    DivergedError at the first loss or gradient that is not a finite number.
     """
     import torch
     import transformers
@@ -100,7 +105,10 @@ def train_language(
                 args=arguments,
                 train_dataset=Subset(rows, kept),
                 eval_dataset=Subset(rows, sorted(held_out)) if held_out else None,
-                callbacks=[advancing(advance)],
+                callbacks=[
+                    advancing(advance),
+                    stopping_where_not_finite(label, dtype=str(model.dtype).removeprefix("torch.")),
+                ],
             )
             trainer.remove_callback(transformers.PrinterCallback)
             resumed = None
@@ -114,6 +122,7 @@ def train_language(
             arguments.eval_on_start = bool(held_out) and resumed is None
             outcome = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
             after = float(trainer.evaluate()["eval_loss"]) if held_out else None
+            _check_trained(model, blocks[kept[0]], label, step=outcome.global_step)
         if is_first():
             description = {
                 "format": FORMAT, "kind": "language", "base": base, "base_identity": base_identity,
@@ -160,6 +169,7 @@ def _arguments(
         save_steps=steps,
         save_total_limit=2,
         report_to=trackers(settings.report_to),
+        logging_nan_inf_filter=False,  # it would log 0.0 for a loss that is not a number
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
@@ -187,6 +197,17 @@ def _opened(base: str, settings: LanguageSettings) -> tuple[Any, str]:
         "bias": "none", "task_type": "CAUSAL_LM",
     }  # fmt: skip
     return peft.get_peft_model(model, peft.LoraConfig(**(given | lora.options))), identity
+
+
+def _check_trained(model: Any, block: Mapping[str, torch.Tensor], label: str, *, step: int) -> None:
+    """Look at what the last step made of the weights, which has been through no loss. Raises DivergedError."""
+    import torch
+
+    with torch.no_grad():
+        loss = model(**{name: values[None].to(model.device) for name, values in block.items()}).loss
+    if not (is_finite(loss) and all(is_finite(p) for p in model.parameters() if p.requires_grad)):
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise diverged(label, "the trained weights give no finite loss", step=step, dtype=dtype)
 
 
 def _save(

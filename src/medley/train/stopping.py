@@ -12,13 +12,14 @@ it resumes from, so it goes on as if it had never stopped.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medley.encoder import Retriever
-from medley.errors import MedleyError, ModelError
+from medley.errors import DivergedError, MedleyError, ModelError
 from medley.files import read_json, remove, write_json, writing
 from medley.progress import say
 from medley.train.processes import is_first, shared
@@ -126,9 +127,16 @@ class DevWatch:
     def _scored(self, step: int, scale: float) -> DevPoint:
         try:
             scores = shared(lambda: dict(self._score(self._retriever)), everywhere=True)
+            if not all(map(math.isfinite, scores.values())):
+                raise ModelError(f"a score is no finite number: {scores}")
         except MedleyError as problem:
-            raise ModelError(
-                f"{self._label}: after {step} steps dev cannot be scored ({problem}); lower the learning rate."
+            if step == 0:
+                raise ModelError(
+                    f"{self._label}: dev cannot be scored with the base, before any step ({problem})."
+                ) from problem
+            raise DivergedError(
+                f"{self._label}: after {step} steps dev cannot be scored ({problem}); lower the learning rate. "
+                "Nothing was saved."
             ) from problem
         return DevPoint(step, scale, sum(scores.values()) / len(scores), scores)
 

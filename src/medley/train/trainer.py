@@ -8,13 +8,14 @@ data or settings, is never resumed from.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medley.errors import InputError, ModelError
+from medley.errors import DivergedError, InputError, ModelError
 from medley.files import explained_write_errors, read_json, write_json
 from medley.fingerprint import fingerprint
 from medley.pairs import TrainingPair
@@ -30,6 +31,8 @@ FINISHED = "finished.json"
 WEIGHTS = "trained.safetensors"
 COSTS_NOTHING = {"mini_batch_size", "activation_memory_gb", "checkpoint_minutes", "report_to", "shard_base"}
 """Settings that may change between a kill and the resume: they change memory and time, not the training."""
+LOGGED = {"loss": "loss", "grad_norm": "gradient's norm", "eval_loss": "loss on held-out text"}
+"""What the trainer logs that has to be finite, in words."""
 
 
 def training_identity(base: str, pairs: Sequence[TrainingPair], settings: TrainSettings, *, seed: int) -> str:
@@ -155,6 +158,42 @@ def advancing(advance: Callable[[int], None]) -> TrainerCallback:
             advance(1)
 
     return Advancing()
+
+
+def stopping_where_not_finite(label: str, *, dtype: str) -> TrainerCallback:
+    """A callback that ends the training at the first loss or gradient that is not a finite number.
+
+    It reads what the trainer logs after each step and before a checkpoint of it is written: numbers that are the same
+    in all processes, so all end together. `dtype` is that of the base's weights. Raises DivergedError.
+    """
+    from transformers import TrainerCallback
+
+    class Finite(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            for key, what in LOGGED.items():
+                value = logs.get(key)
+                if value is not None and not math.isfinite(value):
+                    unchanged = state.global_step == (0 if key == "eval_loss" else 1)
+                    raise diverged(
+                        label, f"the {what} is {value}", step=0 if unchanged else state.global_step, dtype=dtype,
+                        rate=logs.get("learning_rate"),
+                    )  # fmt: skip
+
+    return Finite()
+
+
+def diverged(label: str, what: str, *, step: int, dtype: str, rate: float | None = None) -> DivergedError:
+    """The error of a training that diverged: what is not finite, where, and what to try; step 0: before any update."""
+    if step == 0:
+        remedy = "check the texts and the base's weights" + (
+            "" if dtype == "float32" else ", or load it in float32"
+        )
+        return DivergedError(f"{label}: {what} before any weight has changed; {remedy}. Nothing was saved.")
+    where = f"at step {step}" + ("" if rate is None else f", where the learning rate was {rate:.3g}")
+    remedy = "lower the learning rate or make the warmup longer"
+    if dtype != "float32":
+        remedy += f", or load the base in float32 instead of {dtype}"
+    return DivergedError(f"{label}: {what} {where}; {remedy}. Nothing was saved.")
 
 
 def trackers(names: Sequence[str]) -> list[str]:

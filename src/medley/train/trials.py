@@ -7,14 +7,15 @@ never taken up, because the folder's name says what it belongs to.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from medley.encoder import Retriever
-from medley.errors import InputError, ModelError
-from medley.files import read_json, write_json
+from medley.errors import DivergedError, InputError, ModelError
+from medley.files import read_json, remove, write_json
 from medley.fingerprint import fingerprint
 from medley.pairs import TrainingPair
 from medley.progress import say
@@ -26,6 +27,8 @@ from medley.train.stopping import Score
 from medley.train.trainer import training_identity
 
 RESULT, REPORT = "result", "training.json"
+DIVERGED = "diverged"
+"""In a trial's report instead of losses: why there is no result."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,9 @@ class Trial:
 
     @property
     def score(self) -> float:
-        """On dev; 0 where nothing was scored."""
+        """On dev; 0 where nothing was scored, minus infinity where training diverged."""
+        if DIVERGED in self.report:
+            return -math.inf
         dev = self.report.get("dev")
         return float(dev["chosen"]["score"]) if dev else 0.0
 
@@ -59,8 +64,9 @@ def train_best(
     path.
 
     `dev` names what `score` scores on, by content. An adapter that was trained is taken off again. Of equal scores
-    the lowest rate wins. The caller removes the folder when it has taken the result. Raises InputError where several
-    rates are to be tried on all weights: only an adapter can be taken off.
+    the lowest rate wins. A rate at which training diverges is told and loses to any other. The caller removes the
+    folder when it has taken the result. Raises InputError where several rates are to be tried on all weights (only
+    an adapter can be taken off), DivergedError where all rates diverge.
     """
     stopping = settings.early_stopping
     rates = sorted(set(stopping.learning_rates)) if stopping and stopping.learning_rates else []
@@ -73,25 +79,41 @@ def train_best(
     for rate in rates or [settings.learning_rate]:
         place = folder / own / f"rate-{rate:g}"
         if shared(lambda place=place: not (place / REPORT).is_file()):  # type: ignore[misc]
-            trained = train(
-                retriever,
-                pairs,
-                settings.model_copy(update={"learning_rate": rate}),
-                seed=seed,
-                label=f"{label} at rate {rate:g}" if len(rates) > 1 else label,
-                score=score,
-                checkpoints=place / "steps",
-            )
+            report: dict[str, Any]
+            try:
+                trained = train(
+                    retriever,
+                    pairs,
+                    settings.model_copy(update={"learning_rate": rate}),
+                    seed=seed,
+                    label=f"{label} at rate {rate:g}" if len(rates) > 1 else label,
+                    score=score,
+                    checkpoints=place / "steps",
+                )
+                report = asdict(trained)
+                if is_first():
+                    save(place / RESULT, trained)
+            except DivergedError as problem:  # in every process alike
+                report = {DIVERGED: str(problem)}
+                if is_first():
+                    remove(place)  # what it would go on from diverges again
+                    if len(rates) > 1:
+                        say(str(problem))
             if is_first():
-                save(place / RESULT, trained)
-                write_json(place / REPORT, {**asdict(trained), "learning_rate": rate})
+                write_json(place / REPORT, {**report, "learning_rate": rate})
             if settings.lora is not None:
                 remove_adapter(retriever)
             wait()
         trials.append(Trial(rate, place / RESULT, read_json(place / REPORT, ModelError)))
     best = max(trials, key=lambda trial: trial.score)
+    if DIVERGED in best.report:
+        raise DivergedError(best.report[DIVERGED])
     if len(trials) > 1:
-        best.report["tried"] = [{"learning_rate": t.learning_rate, "score": t.score} for t in trials]
+        best.report["tried"] = [
+            {"learning_rate": t.learning_rate}
+            | ({DIVERGED: True} if DIVERGED in t.report else {"score": t.score})
+            for t in trials
+        ]
         if is_first():
             say(f"{label}: learning rate {best.learning_rate:g} is best on dev ({best.score:.4f})")
     return best
