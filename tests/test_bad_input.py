@@ -308,7 +308,7 @@ def on_a_small_disk(size: str, disk: Path, *arguments: object) -> subprocess.Com
         pytest.skip("no `unshare` here to mount a small disk with")
     disk.mkdir(exist_ok=True)
     script = 'mount -t tmpfs -o size="$1" tmpfs "$2" || exit 77; disk=$2; shift 2; "$@"; code=$?; ' \
-        'find "$disk" -mindepth 1 -name ".*" ! -name .lock; exit $code'  # fmt: skip
+        'find "$disk" -mindepth 1 -name ".*" ! -name .medley-files; exit $code'  # fmt: skip
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", script, "sh", size, disk, sys.executable, "-m", "medley", *map(str, arguments)],
         capture_output=True, text=True,

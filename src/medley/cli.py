@@ -24,7 +24,7 @@ from medley import (
     cli_synthesize,
     cli_train,
 )
-from medley.cli_options import Json, Out, Overrides, PairsFile, Seed
+from medley.cli_options import Force, Json, Out, Overrides, PairsFile, Seed
 from medley.errors import InputError, MedleyError
 from medley.progress import say
 from medley.tables import print_results, print_steps
@@ -204,11 +204,14 @@ def mine(
         typer.Option(help="Keep the corpus' vectors here; default: OUT.vectors, removed when done."),
     ] = None,
     seed: Seed = 13,
+    force: Force = False,
 ) -> None:
     """Mine hard negatives for training pairs, from a corpus."""
+    from contextlib import nullcontext
+
+    from medley.claim import claimed, unfinished
     from medley.collections import load_corpus
     from medley.encoder import open_retriever
-    from medley.files import remove
     from medley.mine import MinedStream, MiningSettings
     from medley.pairs import StreamedPairs, write_pairs
 
@@ -225,15 +228,15 @@ def mine(
             "sampling": sampling,
         }
     )
-    rows = StreamedPairs(pairs)
-    for _ in rows:  # wrong rows are told before anything is indexed or encoded
-        pass
-    passages = load_corpus(corpus) if corpus else None
-    model = None if retriever == "bm25" else open_retriever(retriever)
-    unfinished = out.with_name(f"{out.name}.vectors")
-    mined = MinedStream(rows, passages, settings, seed=seed, retriever=model, store=vectors or unfinished)
-    write_pairs(out, mined)
-    remove(unfinished)
+    with claimed(out, force=force, inputs=(pairs, corpus, retriever)):
+        rows = StreamedPairs(pairs)
+        for _ in rows:  # wrong rows are told before anything is indexed or encoded
+            pass
+        passages = load_corpus(corpus) if corpus else None
+        model = None if retriever == "bm25" else open_retriever(retriever)
+        with nullcontext(vectors) if vectors or model is None else unfinished(out, "vectors") as store:
+            mined = MinedStream(rows, passages, settings, seed=seed, retriever=model, store=store)
+            write_pairs(out, mined, force=force)
     print(json.dumps(mined.counts))
 
 
@@ -251,27 +254,34 @@ def merge(
         bool,
         typer.Option("--as-mergekit", help="Write mergekit's configuration of the merge to --out instead."),
     ] = False,
+    force: Force = False,
 ) -> None:
     """Merge experts with given weights. The model is exported through the gate."""
+    from medley.claim import claimed
     from medley.merge.model import merge_model, write_as_mergekit
     from medley.merge.settings import read_merge_file
 
     file = read_merge_file(merge_file)
-    if as_mergekit:
-        write_as_mergekit(file, out)
-        print(json.dumps({"mergekit": str(out)}))
-        return
-    gate = merge_model(file, out)
+    read = [merge_file, *map(Path, (file.base, *file.experts.values()))]
+    with claimed(out, force=force, folder=not as_mergekit, inputs=read):
+        if as_mergekit:
+            write_as_mergekit(file, out, force=force)
+            print(json.dumps({"mergekit": str(out)}))
+            return
+        gate = merge_model(file, out)
     print(json.dumps({"model": str(out), "gate": asdict(gate) if gate else None}))
 
 
 @app.command("search-merge")
 def search_merge(
-    merge_file: Annotated[Path, typer.Argument(help="A merge file with a `search` section.")], out: Out
+    merge_file: Annotated[Path, typer.Argument(help="A merge file with a `search` section.")],
+    out: Out,
+    force: Force = False,
 ) -> None:
     """Search merge weights on dev, in memory. Writes search.json and the best model."""
+    from medley.claim import claimed, unfinished
     from medley.errors import RecipeError
-    from medley.files import remove
+    from medley.files import writing
     from medley.merge import model as merging
     from medley.merge.outcome import write_search
     from medley.merge.settings import read_merge_file
@@ -279,13 +289,17 @@ def search_merge(
     settings = read_merge_file(merge_file)
     if settings.search is None or not settings.search.dev:
         raise RecipeError(f"{merge_file}: search.dev is required; name at least one dev collection.")
-    unfinished = out / "encodings"
-    settings = merging.with_shrinking(settings)
-    result = merging.search_merge(settings, unfinished=unfinished)
-    best = settings.model_copy(update={"weights": result.best.coefficients})
-    merging.merge_model(best, out / "model")
-    write_search(out / "search.json", result)
-    remove(unfinished)
+    read = [merge_file, *map(Path, (settings.base, *settings.experts.values()))]
+    with (
+        claimed(out, force=force, folder=True, inputs=read),
+        unfinished(out, "encodings") as encodings,
+        writing(out) as temporary,
+    ):
+        settings = merging.with_shrinking(settings)
+        result = merging.search_merge(settings, unfinished=encodings)
+        best = settings.model_copy(update={"weights": result.best.coefficients})
+        merging.merge_model(best, temporary / "model")
+        write_search(temporary / "search.json", result)
     print(json.dumps(result.as_json()["best"]))
 
 

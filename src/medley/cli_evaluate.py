@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medley.cli_options import Json
+from medley.cli_options import Force, Json
 from medley.errors import InputError
 from medley.progress import say
 
@@ -59,9 +59,11 @@ def evaluate(
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Score the tasks of a suite that can be had.")
     ] = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Score a model on MTEB tasks and collections. Baselines, BM25 among them, stand beside it."""
+    from medley.claim import claimed
     from medley.collections import load_collection
     from medley.evaluate.suites import open_suite, refuse_missing
     from medley.evaluate.systems import Options, rows_of
@@ -94,28 +96,29 @@ def evaluate(
         api_key_env=api_key_env,
         store=store,
     )
-    table = evaluate_table(
-        rows,
-        collections,
-        options,
-        similarity=list({t.name: t for each in opened for t in each.similarity}.values()),
-        engine=_engine(engine, options),
-        code=code_of(*SCORING),
-    )
-    groups = {group: names for each in opened for group, names in each.groups.items()}
-    # the first row stands at the top, as without baselines; `variants` holds all, as a run's results do
-    if rows[0].label not in table:
-        raise InputError(
-            f"{model}: none of the tasks can be scored with it; it has no vectors to compare sentences by."
+    with claimed(out, force=force, inputs=(model, *(baseline or ()))):
+        table = evaluate_table(
+            rows,
+            collections,
+            options,
+            similarity=list({t.name: t for each in opened for t in each.similarity}.values()),
+            engine=_engine(engine, options),
+            code=code_of(*SCORING),
         )
-    first = table[rows[0].label]
-    results: dict[str, Any] = {**first, **({"variants": table} if len(table) > 1 else {})}
-    if groups:
-        results["groups"] = groups
-    if missing:
-        results["missing"] = missing
-    if out is not None:
-        write_json(out, results)
+        groups = {group: names for each in opened for group, names in each.groups.items()}
+        # the first row stands at the top, as without baselines; `variants` holds all, as a run's results do
+        if rows[0].label not in table:
+            raise InputError(
+                f"{model}: none of the tasks can be scored with it; it has no vectors to compare sentences by."
+            )
+        first = table[rows[0].label]
+        results: dict[str, Any] = {**first, **({"variants": table} if len(table) > 1 else {})}
+        if groups:
+            results["groups"] = groups
+        if missing:
+            results["missing"] = missing
+        if out is not None:
+            write_json(out, results, force=force)
     if as_json:
         print(json.dumps(results))
     else:

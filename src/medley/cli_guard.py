@@ -18,7 +18,7 @@ from medley.cli_llm import (
     open_llm,
     required_llm,
 )
-from medley.cli_options import Out, PairsFile, Seed
+from medley.cli_options import Force, Out, PairsFile, Seed
 from medley.errors import InputError
 
 
@@ -56,11 +56,13 @@ def guard(
     concurrency: Concurrency = 8,
     budget_tokens: BudgetTokens = None,
     seed: Seed = 13,
+    force: Force = False,
 ) -> None:
     """Drop negatives that are answers after all.
 
     Duplicates, what is too close to a positive, and what a judge finds out.
     """
+    from medley.claim import claimed
     from medley.collections import load_collection
     from medley.encoder import open_retriever
     from medley.guard.decide import guard_negatives
@@ -80,22 +82,23 @@ def guard(
         "judge": {"asked": judge, "prompt": judge_prompt} if judge else None,
     }
     settings = GuardSettings.model_validate(values)
-    rows = read_pairs(pairs)
-    judged = [
-        row
-        for spec in collection or ()
-        for row in pairs_from_collection(load_collection(spec, default_split="train"))
-    ]
-    guarded = guard_negatives(
-        rows,
-        settings,
-        seed=seed,
-        retriever=open_retriever(retriever) if retriever not in ("bm25", "none") else None,
-        chat=open_llm(required_llm(llm, "the judge"), out) if judge else None,
-        concurrency=concurrency,
-        judged=judged,
-    )
-    write_pairs(out, [*guarded.pairs, *guarded.promoted])
+    with claimed(out, force=force, inputs=(pairs, retriever, judge_prompt)):
+        rows = read_pairs(pairs)
+        judged = [
+            row
+            for spec in collection or ()
+            for row in pairs_from_collection(load_collection(spec, default_split="train"))
+        ]
+        guarded = guard_negatives(
+            rows,
+            settings,
+            seed=seed,
+            retriever=open_retriever(retriever) if retriever not in ("bm25", "none") else None,
+            chat=open_llm(required_llm(llm, "the judge"), out) if judge else None,
+            concurrency=concurrency,
+            judged=judged,
+        )
+        write_pairs(out, [*guarded.pairs, *guarded.promoted], force=force)
     print(json.dumps(guarded.counts))
 
 
@@ -110,11 +113,13 @@ def review(
     ] = None,
     rows: Annotated[int, typer.Option(help="Negatives drawn for the sheet.")] = 50,
     seed: Seed = 13,
+    force: Force = False,
 ) -> None:
     """Let a domain expert check negatives.
 
     Writes a sheet (page and CSV), or reads one back and applies its verdicts.
     """
+    from medley.claim import claimed
     from medley.pairs import read_pairs, write_pairs
     from medley.review.decisions import apply_verdicts
     from medley.review.sheet import draw_items
@@ -124,8 +129,9 @@ def review(
     if read is not None:
         if csv is not None:
             raise InputError("--csv writes a sheet and --read takes one back; give one of the two.")
-        reviewed = apply_verdicts(given, read_sheet(read))
-        write_pairs(out, reviewed.pairs)
+        with claimed(out, force=force, inputs=(pairs, read)):
+            reviewed = apply_verdicts(given, read_sheet(read))
+            write_pairs(out, reviewed.pairs, force=force)
         print(json.dumps(reviewed.counts))
         return
     from medley.files import write_text
@@ -135,8 +141,9 @@ def review(
         raise InputError(
             f"--out {out}: the sheet is a page, so its name must end in .html; --csv names the table."
         )
-    items = draw_items(given, count=rows, seed=seed)
-    write_text(out, render_sheet(items, name=pairs.name, total=len(given)))
-    if csv is not None:
-        write_sheet(csv, items)
+    with claimed(out, force=force, inputs=(pairs,)), claimed(csv, force=force, inputs=(pairs,)):
+        items = draw_items(given, count=rows, seed=seed)
+        write_text(out, render_sheet(items, name=pairs.name, total=len(given)), force=force)
+        if csv is not None:
+            write_sheet(csv, items, force=force)
     print(json.dumps({"rows": len(items), "page": str(out), "table": None if csv is None else str(csv)}))

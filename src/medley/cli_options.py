@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 Out = Annotated[Path, typer.Option("--out", help="Where the result goes.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a result that is there already.")]
 PairsFile = Annotated[Path, typer.Option("--pairs", help="A pairs file: JSON Lines, .gz or Parquet.")]
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medley.cli_llm import BudgetTokens, Concurrency, LlmLocal, LlmModel, LlmUrl, llm_settings
-from medley.cli_options import Json, Seed
+from medley.cli_options import Force, Json, Seed
 from medley.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,9 +46,11 @@ def tune_prompt(
     concurrency: Concurrency = 8,
     budget_tokens: BudgetTokens = None,
     seed: Seed = 13,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Choose the retrieval instruction of a model on dev. Prints the instruction."""
+    from medley.claim import claimed
     from medley.encoder import open_retriever
     from medley.errors import ModelError
     from medley.pipeline.prompting import (
@@ -70,18 +72,20 @@ def tune_prompt(
         raise InputError(
             "--method gepa needs a language model to reflect; give --llm-url and --llm-model, or use --method edit."
         )
-    if model_out is not None and model_out.exists():
-        raise InputError(f"{model_out}: is there already; choose another --model-out.")
-    pools = dev_pools(collection, queries=queries, passages=passages, seed=seed)
-    retriever = open_retriever(model)
-    if retriever.template is None:
-        raise ModelError(f"{model}: was not made by Medley, so its instruction cannot be changed.")
-    seed_instruction = instruction if instruction is not None else retriever.instruction or DEFAULT
-    chat = open_prompt_chat(llm, settings, out.with_name(f"{out.name}.llm-cache.jsonl"))
-    choice = tune(retriever, pools, settings, seed_instruction, seed=seed, chat=chat, store=vectors)
-    write_choice(choice, collection, out)
-    if model_out is not None:
-        export_with_instruction(model, choice.instruction, model_out)
+    with (
+        claimed(out, force=force, inputs=(model, library)),
+        claimed(model_out, force=force, folder=True, inputs=(model, library)),
+    ):
+        pools = dev_pools(collection, queries=queries, passages=passages, seed=seed)
+        retriever = open_retriever(model)
+        if retriever.template is None:
+            raise ModelError(f"{model}: was not made by Medley, so its instruction cannot be changed.")
+        seed_instruction = instruction if instruction is not None else retriever.instruction or DEFAULT
+        chat = open_prompt_chat(llm, settings, out.with_name(f"{out.name}.llm-cache.jsonl"))
+        choice = tune(retriever, pools, settings, seed_instruction, seed=seed, chat=chat, store=vectors)
+        write_choice(choice, collection, out, force=force)
+        if model_out is not None:
+            export_with_instruction(model, choice.instruction, model_out)
     say(summary(choice))
     print(json.dumps(choice.as_json()) if as_json else printable(choice.instruction))
 

@@ -23,7 +23,7 @@ from medley.cli_llm import (
     open_llm,
     required_llm,
 )
-from medley.cli_options import Out, PairsFile, Seed
+from medley.cli_options import Force, Out, PairsFile, Seed
 from medley.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,8 +65,11 @@ def negatives(
     concurrency: Concurrency = 8,
     budget_tokens: BudgetTokens = None,
     seed: Seed = 13,
+    force: Force = False,
 ) -> None:
     """Write hard negatives for pairs. By a language model, or by perturbing positives where none is named."""
+    from medley.claim import claimed
+
     llm = llm_settings(llm_url, llm_model, llm_local, concurrency, budget_tokens)
     if llm is None:
         if kinds or kinds_file or prompt:
@@ -74,7 +77,8 @@ def negatives(
                 "--kinds, --kinds-file and --prompt are for a language model; give --llm-url and --llm-model, "
                 "or leave them out."
             )
-        _perturb(pairs, out, corpus, per_query, seed)
+        with claimed(out, force=force, inputs=(pairs, corpus)):
+            _perturb(pairs, out, corpus, per_query, seed, force=force)
         return
     from medley.pairs import iter_pairs
     from medley.synthesize import GenerationSettings, Tally, generate_negatives
@@ -82,13 +86,14 @@ def negatives(
     settings = GenerationSettings(
         per_query=per_query, kinds=weights(kinds, "--kinds"), kinds_file=kinds_file, prompt=prompt
     )
-    total = sum(1 for _ in iter_pairs(pairs))  # every row is checked before anything is paid for
-    chat = open_llm(llm, out)
-    outcomes = generate_negatives(iter_pairs(pairs), chat, settings, llm=llm, seed=seed, total=total)
-    _write(out, Tally(outcomes), chat)
+    with claimed(out, force=force, inputs=(pairs, kinds_file, prompt)):
+        total = sum(1 for _ in iter_pairs(pairs))  # every row is checked before anything is paid for
+        chat = open_llm(llm, out)
+        outcomes = generate_negatives(iter_pairs(pairs), chat, settings, llm=llm, seed=seed, total=total)
+        _write(out, Tally(outcomes), chat, force=force)
 
 
-def _perturb(pairs: Path, out: Path, corpus: str | None, per_query: int, seed: int) -> None:
+def _perturb(pairs: Path, out: Path, corpus: str | None, per_query: int, seed: int, *, force: bool) -> None:
     from medley.collections import Passage, load_corpus
     from medley.pairs import read_pairs, write_pairs
     from medley.synthesize.perturb import PerturbationSettings, perturb_negatives
@@ -98,7 +103,7 @@ def _perturb(pairs: Path, out: Path, corpus: str | None, per_query: int, seed: i
         load_corpus(corpus) if corpus else [Passage(str(i), row.positive) for i, row in enumerate(rows)]
     )
     generated = perturb_negatives(rows, passages, PerturbationSettings(per_query=per_query), seed=seed)
-    write_pairs(out, generated.pairs)
+    write_pairs(out, generated.pairs, force=force)
     print(json.dumps(dict(generated.counts)))
 
 
@@ -121,8 +126,10 @@ def queries(
     concurrency: Concurrency = 8,
     budget_tokens: BudgetTokens = None,
     seed: Seed = 13,
+    force: Force = False,
 ) -> None:
     """Write queries for the passages of a corpus. BMRetriever's instance level; no query comes twice."""
+    from medley.claim import claimed
     from medley.collections import load_corpus
     from medley.encoder import open_retriever
     from medley.synthesize import ConsistencySettings, QuerySettings, Tally, pairs_from_corpus
@@ -137,17 +144,18 @@ def queries(
         prompt=prompt,
         consistency=ConsistencySettings(retriever=consistency, top_k=top_k) if consistency else None,
     )
-    chat = open_llm(llm, out)
-    outcomes = pairs_from_corpus(
-        load_corpus(corpus),
-        chat,
-        settings,
-        llm=llm,
-        seed=seed,
-        instruction=instruction,
-        retriever=open_retriever(consistency) if consistency not in (None, "bm25") else None,
-    )
-    _write(out, Tally(outcomes), chat)
+    with claimed(out, force=force, inputs=(corpus, prompt, consistency)):
+        chat = open_llm(llm, out)
+        outcomes = pairs_from_corpus(
+            load_corpus(corpus),
+            chat,
+            settings,
+            llm=llm,
+            seed=seed,
+            instruction=instruction,
+            retriever=open_retriever(consistency) if consistency not in (None, "bm25") else None,
+        )
+        _write(out, Tally(outcomes), chat, force=force)
 
 
 @app.command()
@@ -166,8 +174,10 @@ def tasks(
     concurrency: Concurrency = 8,
     budget_tokens: BudgetTokens = None,
     seed: Seed = 13,
+    force: Force = False,
 ) -> None:
     """Invent retrieval tasks, with texts for each. Query, positive and hard negative: BMRetriever's task level."""
+    from medley.claim import claimed
     from medley.encoder import open_retriever
     from medley.synthesize import (
         ConsistencySettings,
@@ -188,22 +198,23 @@ def tasks(
         kinds=weights(kinds, "--kinds"),
         styles=weights(styles, "--styles"),
     )
-    chat = open_llm(llm, out)
-    retriever = open_retriever(consistency) if consistency not in (None, "bm25") else None
-    invented = invent_tasks(chat, settings, llm=llm, seed=seed)
-    outcomes = generate_for_tasks(invented, chat, settings, llm=llm, seed=seed)
-    if consistency:
-        limit = ConsistencySettings(retriever=consistency, top_k=top_k)
-        outcomes = consistent_examples(outcomes, limit, retriever=retriever)
-    _write(out, Tally(outcomes), chat)
+    with claimed(out, force=force, inputs=(consistency,)):
+        chat = open_llm(llm, out)
+        retriever = open_retriever(consistency) if consistency not in (None, "bm25") else None
+        invented = invent_tasks(chat, settings, llm=llm, seed=seed)
+        outcomes = generate_for_tasks(invented, chat, settings, llm=llm, seed=seed)
+        if consistency:
+            limit = ConsistencySettings(retriever=consistency, top_k=top_k)
+            outcomes = consistent_examples(outcomes, limit, retriever=retriever)
+        _write(out, Tally(outcomes), chat, force=force)
 
 
-def _write(out: Path, tally: Tally, chat: ChatModel) -> None:
+def _write(out: Path, tally: Tally, chat: ChatModel, *, force: bool) -> None:
     """Write the pairs as they come; print the counts, and on standard error what was asked and paid."""
     from medley.pairs import write_pairs
     from medley.progress import say
 
-    write_pairs(out, tally)
+    write_pairs(out, tally, force=force)
     say(f"{chat.name}: {chat.ledger.sentence()}")
     print(json.dumps(tally.counts))
 

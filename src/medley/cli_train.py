@@ -6,12 +6,14 @@ Under a launcher (torchrun, accelerate launch) the same command runs once on eve
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medley.cli_options import Out, Seed
+from medley.cli_options import Force, Out, Seed
 from medley.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ def train(
         bool,
         typer.Option("--plan", help="Print what it will take, from a few measured passes; train nothing."),
     ] = False,
+    force: Force = False,
 ) -> None:
     """Train one expert on pairs, or a base on raw text. Goes on where it was killed."""
     given: dict[str, Any] = {"epochs": epochs}
@@ -82,7 +85,7 @@ def train(
             raise InputError(
                 "--objective language: give raw text with --text, and neither --pairs nor --dev."
             )
-        result = _language(base, text, out, _settings(given, overrides, language=True), seed)
+        result = _language(base, text, out, _settings(given, overrides, language=True), seed, force)
     else:
         if pairs is None or text:
             raise InputError("--objective contrastive: give a pairs file with --pairs, and no --text.")
@@ -91,7 +94,7 @@ def train(
         result = (
             _planned(base, pairs, settings, instruction, seed)
             if plan
-            else _contrastive(base, pairs, out, settings, dev or [], instruction, seed)
+            else _contrastive(base, pairs, out, settings, dev or [], instruction, seed, force)
         )
     from medley.train.processes import is_first
 
@@ -109,13 +112,15 @@ def _settings(given: dict[str, Any], overrides: list[str] | None, *, language: b
 
 
 def _language(
-    base: str, text: list[Path], out: Path, settings: LanguageSettings, seed: int
+    base: str, text: list[Path], out: Path, settings: LanguageSettings, seed: int, force: bool
 ) -> dict[str, Any]:
     from medley.documents import shards_of
-    from medley.train.language import train_language
+    from medley.train.language import COSTS_NOTHING, train_language
 
-    shards = [shard for source in text for shard in shards_of(source)]
-    report = train_language(base, shards, settings, out, seed=seed, checkpoints=_checkpoints(out))
+    asked = {"text": list(map(str, text)), "base": base, **_plain(settings, COSTS_NOTHING), "seed": seed}
+    with _claimed(out, force, asked, inputs=(base, *text)) as checkpoints:
+        shards = [shard for source in text for shard in shards_of(source)]
+        report = train_language(base, shards, settings, out, seed=seed, checkpoints=checkpoints)
     return {
         "tokens": report.tokens, "steps": report.steps, "loss": report.losses[-1]["loss"],
         "held_out_loss_before": report.loss_before, "held_out_loss_after": report.loss_after,
@@ -130,46 +135,52 @@ def _contrastive(
     dev: list[str],
     instruction: str,
     seed: int,
+    force: bool,
 ) -> dict[str, Any]:
     import shutil
 
     from medley.backbone import base_fingerprint
     from medley.encoder import build_retriever, save_retriever
     from medley.expert import save_expert
-    from medley.files import remove, writing
+    from medley.files import writing
+    from medley.fingerprint import fingerprint_file
     from medley.pairs import read_pairs
     from medley.pipeline.training import pools_of, score_on
     from medley.train.processes import is_first, join
     from medley.train.sharded import loading_device
+    from medley.train.trainer import COSTS_NOTHING
     from medley.train.trials import train_best
 
-    rows = read_pairs(pairs)
-    join()
-    stopping = settings.early_stopping
-    pools = pools_of(dev, stopping, seed=seed) if stopping else []
-    how = _retriever_settings(settings)
-    retriever = build_retriever(
-        base, how, instruction=instruction or rows[0].instruction, device=loading_device(settings)
-    )
-    identity = base_fingerprint(retriever)
+    asked = {
+        "pairs": fingerprint_file(pairs) if pairs.is_file() else "", "base": base, "dev": dev,
+        "instruction": instruction, **_plain(settings, COSTS_NOTHING), "seed": seed,
+    }  # fmt: skip
+    with _claimed(out, force, asked, inputs=(base, pairs)) as checkpoints:
+        rows = read_pairs(pairs)
+        join()
+        stopping = settings.early_stopping
+        pools = pools_of(dev, stopping, seed=seed) if stopping else []
+        how = _retriever_settings(settings)
+        retriever = build_retriever(
+            base, how, instruction=instruction or rows[0].instruction, device=loading_device(settings)
+        )
+        identity = base_fingerprint(retriever)
 
-    def save(folder: Path, training: Training) -> None:
-        if settings.lora is not None:
-            save_expert(retriever, folder, base=base, base_identity=identity, settings=how)
-            return
-        origin = {"base": base, "base_identity": identity, "retriever": how.model_dump(mode="json")}
-        card = f"# Retriever trained from {base}\n\n{training.pairs} pairs, {training.steps} steps.\n"
-        save_retriever(retriever, folder, card=card, extra=origin)
+        def save(folder: Path, training: Training) -> None:
+            if settings.lora is not None:
+                save_expert(retriever, folder, base=base, base_identity=identity, settings=how)
+                return
+            origin = {"base": base, "base_identity": identity, "retriever": how.model_dump(mode="json")}
+            card = f"# Retriever trained from {base}\n\n{training.pairs} pairs, {training.steps} steps.\n"
+            save_retriever(retriever, folder, card=card, extra=origin)
 
-    checkpoints = _checkpoints(out)
-    best = train_best(
-        retriever, rows, settings, save, folder=checkpoints, seed=seed, label="train",
-        score=score_on(pools) if pools else None, dev=[pool.identity for pool in pools],
-    )  # fmt: skip
-    if is_first():
-        with writing(out) as temporary:
-            shutil.copytree(best.result, temporary)
-        remove(checkpoints)
+        best = train_best(
+            retriever, rows, settings, save, folder=checkpoints, seed=seed, label="train",
+            score=score_on(pools) if pools else None, dev=[pool.identity for pool in pools],
+        )  # fmt: skip
+        if is_first():
+            with writing(out) as temporary:
+                shutil.copytree(best.result, temporary)
     report = best.report
     result = {"pairs": report["pairs"], "steps": report["steps"], "loss": report["losses"][-1]["loss"]}
     if len(report.get("tried", ())) > 1:
@@ -195,6 +206,28 @@ def _planned(base: str, pairs: Path, settings: TrainSettings, instruction: str, 
     return preflight(retriever, rows, settings, seed=seed).as_json()
 
 
-def _checkpoints(out: Path) -> Path:
-    """What a training that was killed goes on from; removed at the end."""
-    return out.with_name(f"{out.name}.checkpoints")
+@contextmanager
+def _claimed(
+    out: Path, force: bool, asked: Mapping[str, Any], *, inputs: Iterable[Path | str]
+) -> Iterator[Path]:
+    """Claim the place of the result; give the folder of what a training that was killed goes on from.
+
+    Of several processes the first claims for all.
+    """
+    from medley.claim import claimed, unfinished
+    from medley.train.processes import is_first
+
+    if not is_first():
+        yield out.with_name(f"{out.name}.checkpoints")
+        return
+    with (
+        claimed(out, force=force, folder=True, inputs=inputs),
+        unfinished(out, "checkpoints", asked, force=force) as checkpoints,
+    ):
+        yield checkpoints
+
+
+def _plain(settings: LanguageSettings | TrainSettings, costs_nothing: set[str]) -> dict[str, Any]:
+    """What decides a training's result, as JSON has it."""
+    plain: dict[str, Any] = settings.model_dump(mode="json", exclude=costs_nothing)
+    return plain

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import gzip
 import json
 import os
@@ -18,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from medley.errors import InputError, OutputError
+
+OWN_FILES = ".medley-files"
+"""In a folder that Medley wrote: `files`, the names of all it wrote there (JSON). Any other is somebody else's."""
 
 
 def read_jsonl(path: Path, error: type[InputError] = InputError) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -75,10 +79,12 @@ def read_json(path: Path, error: type[InputError] = InputError) -> Any:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def writing(path: Path, *, force: bool = True, own: bool = False) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it over `path` on success, remove it on any failure.
 
-    Works for a file and for a folder. A full disk or a missing permission becomes an OutputError.
+    Works for a file and for a folder. What is there is replaced by its like only: a file, unless `force` is false;
+    a folder that is empty or that Medley wrote (see `check_replaceable`), or any where it is the caller's `own`, as
+    a run's artefacts are. Raises OutputError otherwise, and for a full disk or a missing permission.
     """
     temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")
     with explained_write_errors(path):
@@ -86,9 +92,78 @@ def writing(path: Path) -> Iterator[Path]:
         remove(temporary)
         try:
             yield temporary
-            replace(temporary, path)
+            folder = temporary.is_dir()
+            if not (own and folder and path.is_dir()):
+                check_replaceable(path, folder=folder, force=force or folder)
+            if folder and not own:
+                leave_mark(temporary, {"files": sorted(_entries(temporary) - {OWN_FILES})})
+            _replace(temporary, path)
         finally:
             remove(temporary)
+
+
+def check_replaceable(path: Path, *, folder: bool, force: bool) -> None:
+    """Raise OutputError unless a result, a file or a `folder`, may go to `path`.
+
+    It may where nothing is, and where an empty folder is to be a folder. With `force` it may replace a file, or a
+    folder that Medley wrote and that holds nothing else: one whose `.medley-files` names every entry. A folder never
+    replaces a file, nor a file a folder, and a symbolic link is left alone.
+    """
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink():
+        raise OutputError(f"{path}: is a symbolic link, which Medley does not replace; name another place.")
+    if path.is_dir() != folder or not (path.is_dir() or path.is_file()):
+        there = "a folder" if path.is_dir() else "a file" if path.is_file() else "neither a file nor a folder"
+        wanted = "a folder" if folder else "a file"
+        raise OutputError(f"{path}: is {there}, but the result is {wanted}; name another place.")
+    if folder:
+        entries = _entries(path)
+        written = _written(path)
+        if not entries:
+            return
+        if written is None:
+            raise OutputError(
+                f"{path}: is not empty and was not written by Medley, so it is left alone; name another place."
+            )
+        foreign = sorted(entries - written)
+        if foreign:
+            more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+            raise OutputError(
+                f"{path}: holds {foreign[0]}{more}, which Medley did not write; move it away, or name another place."
+            )
+    if not force:
+        raise OutputError(f"{path}: is there already; name another place, or replace it with --force.")
+
+
+def _entries(folder: Path) -> set[str]:
+    """Names of all files and folders below a folder, relative to it; links are not followed."""
+    return {
+        (Path(place) / name).relative_to(folder).as_posix()
+        for place, folders, files in os.walk(folder)
+        for name in (*folders, *files)
+    }
+
+
+def _written(folder: Path) -> set[str] | None:
+    """The names that Medley wrote into a folder, as its list there says; None without one."""
+    listed = read_mark(folder).get("files")
+    return {OWN_FILES, *map(str, listed)} if isinstance(listed, list) else None
+
+
+def read_mark(folder: Path) -> dict[str, Any]:
+    """What Medley's own file in a folder says of it; empty where there is none, or none of Medley's."""
+    try:
+        mark = json.loads((folder / OWN_FILES).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return mark if isinstance(mark, dict) else {}
+
+
+def leave_mark(folder: Path, mark: Mapping[str, Any]) -> None:
+    """Say in a folder what Medley has in it. A mark that is there goes first: it may be a second name of another."""
+    remove(folder / OWN_FILES)
+    (folder / OWN_FILES).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -106,6 +181,9 @@ def explained_write_errors(path: Path) -> Iterator[None]:
             raise OutputError(
                 f"{path}: cannot be written ({os.strerror(number)}); choose another --out."
             ) from problem
+        if number in (errno.EISDIR, errno.ELOOP):
+            kind = "a folder" if number == errno.EISDIR else "a symbolic link"
+            raise OutputError(f"{path}: {kind} stands where a file is needed; move it away.") from problem
         if number in (errno.EEXIST, errno.ENOTDIR):
             raise OutputError(
                 f"{path}: a file stands where a folder is needed; choose another --out."
@@ -125,13 +203,17 @@ def _system_error(problem: Exception) -> int | None:
     return int(hidden[1]) if hidden else None
 
 
-def replace(temporary: Path, path: Path) -> None:
+def _replace(temporary: Path, path: Path) -> None:
     """Put the finished file or folder at its place; a folder that was there before goes away after it."""
     if path.is_dir():
         outgoing = path.with_name(f".{path.name}.outgoing-{os.getpid()}")
         remove(outgoing)
         path.rename(outgoing)
-        temporary.rename(path)
+        try:
+            temporary.rename(path)
+        except OSError:
+            outgoing.rename(path)
+            raise
         remove(outgoing)
     else:
         temporary.replace(path)
@@ -157,21 +239,48 @@ def link_tree(source: Path, target: Path) -> None:
         shutil.copytree(source, target)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
-    with writing(path) as temporary:
+@contextlib.contextmanager
+def held(lock: Path, busy: str) -> Iterator[None]:
+    """Hold a lock file, which is gone afterwards; one that a killed process left does not hold anybody up.
+
+    Raises OutputError with the sentence `busy` where another process holds it.
+    """
+    while True:
+        with explained_write_errors(lock):
+            file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock.exists() and os.path.samestat(os.fstat(file), lock.stat()):
+                break  # else its holder has removed it meanwhile, and the next process locks another file
+        except BlockingIOError as problem:
+            os.close(file)
+            raise OutputError(busy) from problem
+        os.close(file)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(file)
+
+
+def write_text(path: Path, text: str, *, force: bool = True) -> None:
+    """Write UTF-8 text atomically; without `force` never over a file."""
+    with writing(path, force=force) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write one JSON document atomically, indented, keys in the order given."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, value: Any, *, force: bool = True) -> None:
+    """Write one JSON document atomically, indented, keys in the order given; without `force` never over a file."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", force=force)
 
 
-def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write JSON Lines atomically (gzipped when the name ends in .gz); return the number of rows."""
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]], *, force: bool = True) -> int:
+    """Write JSON Lines atomically (gzipped when the name ends in .gz); return the number of rows.
+
+    Without `force` never over a file.
+    """
     count = 0
-    with writing(path) as temporary:
+    with writing(path, force=force) as temporary:
         opener = gzip.open if path.suffix == ".gz" else open
         with opener(temporary, "wt", encoding="utf-8") as stream:
             for row in rows:

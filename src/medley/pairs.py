@@ -221,17 +221,20 @@ def pairs_from_collection(
     return pairs
 
 
-def write_pairs(path: Path, pairs: Iterable[TrainingPair]) -> int:
-    """Write a pairs file (JSON Lines, .jsonl.gz or .parquet); return the number of rows."""
+def write_pairs(path: Path, pairs: Iterable[TrainingPair], *, force: bool = True) -> int:
+    """Write a pairs file (JSON Lines, .jsonl.gz or .parquet); return the number of rows.
+
+    Without `force` never over a file.
+    """
     if path.suffix == ".parquet":
         import pyarrow
         import pyarrow.parquet
 
         rows = [{**pair.as_row(), "provenance": json.dumps(dict(pair.provenance))} for pair in pairs]
-        with writing(path) as temporary:
+        with writing(path, force=force) as temporary:
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), temporary)
         return len(rows)
-    return write_jsonl(path, (pair.as_row() for pair in pairs))
+    return write_jsonl(path, (pair.as_row() for pair in pairs), force=force)
 
 
 def fingerprint_pairs(pairs: Iterable[TrainingPair]) -> str:

@@ -50,7 +50,7 @@ def take(
     found = found_elsewhere(states(folder, steps), others)
     with locked(folder), explained_write_errors(folder):
         for step_id, other in found.items():
-            with writing(folder / "stages" / step_id) as temporary:
+            with writing(folder / "stages" / step_id, own=True) as temporary:
                 link_tree(other / "stages" / step_id, temporary)
         for name in files:
             source = next((other / name for other in others if (other / name).is_file()), None)

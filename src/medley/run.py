@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medley.errors import OutputError, RecipeError
-from medley.files import explained_write_errors, read_json, remove, write_json, writing
+from medley.files import explained_write_errors, held, read_json, remove, write_json, writing
 from medley.fingerprint import fingerprint
 from medley.progress import say
 
@@ -116,7 +115,7 @@ def read_artefact(folder: Path, step_id: str) -> dict[str, Any] | None:
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The first few places where two sets of ingredients differ, in words."""
     reasons = []
-    for where, before, after in _changes(old.get("settings", {}), _plain(new["settings"]), ""):
+    for where, before, after in changes(old.get("settings", {}), _plain(new["settings"])):
         reasons.append(f"{where}: {_short(before)} -> {_short(after)}")
     if old.get("code") != new["code"]:
         reasons.append("the stage's code changed")
@@ -130,10 +129,11 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return "; ".join(reasons[:3])
 
 
-def _changes(old: Any, new: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
+def changes(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Each place where two plain values differ, as key.sub, with both values."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys((*old, *new)):
-            yield from _changes(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
+            yield from changes(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
     elif old != new:
         yield where, old, new
 
@@ -181,7 +181,7 @@ def make(folder: Path, step: Step, keys: Mapping[str, str]) -> None:
     needs = {need: folder / "stages" / need for need in step.needs}
     target = folder / "stages" / step.id
     started = time.monotonic()
-    with writing(target) as temporary:
+    with writing(target, own=True) as temporary:
         temporary.mkdir(parents=True)
         summary = step.build(temporary, needs)
         write_json(
@@ -251,13 +251,8 @@ def claim_folder(folder: Path, name: str) -> None:
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from working on a run. Raises OutputError when one does."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as problem:
-            raise OutputError(
-                f"{folder}: another process is working on this run; wait for it or stop it."
-            ) from problem
+    busy = f"{folder}: another process is working on this run; wait for it or stop it."
+    with held(folder / ".lock", busy):
         yield
 
 

@@ -108,8 +108,11 @@ def _export_adapter(
         return judge(reread, prompts, merge.base, scored=scored, base=base, name=str(folder))
 
 
-def write_as_mergekit(file: MergeFile, path: Path) -> None:
-    """Write the merge as a file that `mergekit-yaml` takes. Raises RecipeError where mergekit has no counterpart."""
+def write_as_mergekit(file: MergeFile, path: Path, *, force: bool = True) -> None:
+    """Write the merge as a file that `mergekit-yaml` takes; without `force` never over a file.
+
+    Raises RecipeError where mergekit has no counterpart.
+    """
     import yaml
 
     folder = local_folder(file.base)
@@ -122,7 +125,7 @@ def write_as_mergekit(file: MergeFile, path: Path) -> None:
         }
     )
     adapters = [expert.name for expert in experts if expert.is_adapter]
-    with writing(path) as temporary:
+    with writing(path, force=force) as temporary:
         content = write_mergekit(whole, layer_count, adapters)
         temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 

@@ -136,9 +136,9 @@ def open_prompt_chat(llm: LlmSettings | None, settings: PromptSettings, cache: P
     return Chat(open_chat(llm, cache), llm)
 
 
-def write_choice(choice: Choice, dev: Sequence[str], path: Path) -> dict[str, Any]:
-    """Write prompt.json; give a summary for the manifest."""
-    write_json(path, {**choice.as_json(), "dev": list(dev)})
+def write_choice(choice: Choice, dev: Sequence[str], path: Path, *, force: bool = True) -> dict[str, Any]:
+    """Write prompt.json, without `force` never over a file; give a summary for the manifest."""
+    write_json(path, {**choice.as_json(), "dev": list(dev)}, force=force)
     proof = choice.proof
     candidates = choice.found.candidates if choice.found else ()
     return {

@@ -124,5 +124,5 @@ def check_demands(recipe: Recipe, results: Mapping[str, Any]) -> list[dict[str, 
 
 def publish_model(folder: Path) -> None:
     """Put the merged model at `model/`."""
-    with writing(folder / "model") as temporary:
+    with writing(folder / "model", own=True) as temporary:
         link_tree(folder / "stages" / "merge" / "model" / "model", temporary)

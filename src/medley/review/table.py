@@ -86,15 +86,15 @@ def _short(text: str) -> str:
     return text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 1] + "…"
 
 
-def write_sheet(path: Path, items: Sequence[Item]) -> None:
-    """Write the sheet as a table with one line for each item and an empty verdict."""
+def write_sheet(path: Path, items: Sequence[Item], *, force: bool = True) -> None:
+    """Write the sheet as a table, one line and an empty verdict for each item; without `force` never over a file."""
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, lineterminator="\r\n")
     writer.writerow(COLUMNS)
     for item in items:
         cells = cells_of(item)
         writer.writerow([cells["score"] if name == "score" else safe(cells[name]) for name in COLUMNS])
-    write_text(path, "\ufeff" + stream.getvalue())
+    write_text(path, "\ufeff" + stream.getvalue(), force=force)
 
 
 def read_sheet(path: Path) -> list[Decision]:

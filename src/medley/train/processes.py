@@ -48,10 +48,12 @@ def count() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process writes the files: the first of several, or the only one."""
+    """Whether this process writes the files: the first of several, joined yet or not, or the only one."""
+    if count() == 1:
+        return True
     import torch.distributed as dist
 
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return dist.get_rank() == 0 if dist.is_initialized() else os.environ.get("RANK", "0") == "0"
 
 
 def shared(make: Callable[[], Value], *, everywhere: bool = False) -> Value:
