@@ -23,7 +23,7 @@ from medley.collections import Passage
 from medley.errors import ModelError
 from medley.files import explained_write_errors, read_json, write_json, writing
 from medley.fingerprint import fingerprint
-from medley.finite import check_vectors
+from medley.finite import check_finite, check_vectors
 from medley.model_name import check_decoder, location_of, resolve_base
 from medley.template import TEMPLATES, Template
 
@@ -44,7 +44,7 @@ tokens stay in a CPU core's cache; an accelerator needs more to be busy."""
 class RetrieverSettings(BaseModel):
     """How a decoder becomes a retriever (the recipe's `retriever:`)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     pooling: Literal["last", "mean"] = Field("last", description="which hidden states make the vector")
     attention: Literal["bidirectional", "causal"] = Field(
@@ -155,6 +155,7 @@ def build_retriever(
             model_kwargs={"dtype": getattr(torch, settings.dtype)},
             processor_kwargs={"model_max_length": settings.max_length},
         )
+    check_finite(transformer.model.named_parameters(), base)
     transformer.model.config.is_causal = settings.attention == "causal"
     append_end_of_sequence(transformer.tokenizer, base)
     pooling = Pooling(
@@ -229,6 +230,7 @@ def open_retriever(path: str, *, device: str | None = None, dtype: str | None = 
     except (OSError, ValueError) as problem:
         reason = str(problem).splitlines()[0]
         raise ModelError(f"{path}: cannot be opened as a retriever ({reason}); check its name.") from problem
+    check_finite(model.named_parameters(), path)
     model.eval()
     description_path = Path(location) / DESCRIPTION
     if not description_path.is_file():

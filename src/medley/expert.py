@@ -29,6 +29,7 @@ from medley.encoder import (
 )
 from medley.errors import ModelError
 from medley.files import explained_write_errors, read_json, write_json, writing
+from medley.finite import check_finite
 from medley.lowrank import LowRank, attach
 from medley.model_name import resolve_base
 
@@ -208,6 +209,7 @@ def _read_layers(folder: Path, config: Mapping[str, Any]) -> dict[str, LowRank]:
         tensors = load_file(path)
     except SafetensorError as problem:
         raise ModelError(f"{path}: not a complete safetensors file ({problem}); copy it again.") from problem
+    check_finite(tensors.items(), str(path))
     layers = {}
     for key in sorted(tensors):
         module, _, rest = key.partition(".lora_A")

@@ -43,12 +43,12 @@ def not_finite_in_words(name: str, tensor: torch.Tensor) -> str:
 
     count = int((~torch.isfinite(tensor.float())).sum())
     dtype = str(tensor.dtype).removeprefix("torch.")
-    too_large = ", or use bfloat16 or float32 where they are only too large for float16"
-    return (
-        f"tensor {name} ({dtype}) has NaN or infinity in {count:,} of its {tensor.numel():,} numbers; the file is "
-        f"damaged or its training diverged: take another copy, or train it again with a lower learning rate"
-        f"{too_large if dtype == 'float16' else ''}"
+    remedy = (
+        "it is damaged or its training diverged: take another copy, or train again with a lower learning rate"
     )
+    if dtype == "float16":
+        remedy += "; or its numbers are too large for float16 (past 65,504): use bfloat16 or float32"
+    return f"tensor {name} has NaN or infinity in {count:,} of its {tensor.numel():,} numbers ({dtype}); {remedy}"
 
 
 def check_vectors(vectors_NH: np.ndarray, texts: Sequence[str]) -> None:

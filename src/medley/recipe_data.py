@@ -16,7 +16,7 @@ from medley.synthesize.negatives import GenerationSettings
 from medley.synthesize.perturb import PerturbationSettings
 from medley.synthesize.queries import QuerySettings
 
-STRICT = ConfigDict(frozen=True, extra="forbid")
+STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 NegativeKind = Literal["judged", "mined", "generated"]
 Condition = Literal["none", "mined", "generated", "mixed", "perturbed"]
 CONDITIONS: Mapping[Condition, tuple[NegativeKind, ...]] = {

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 class Template(BaseModel):
     """Prefixes for queries and passages; `{instruction}` in `query` stands for the task sentence."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     query: str
     document: str = ""

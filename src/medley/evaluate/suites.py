@@ -31,7 +31,7 @@ class SuiteTask(BaseModel):
     `leaves_out_own` is MTEB's `ignore_identical_ids`: a local copy is scored as the hub's is.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     task: str
     group: str
@@ -50,7 +50,7 @@ class SuiteTask(BaseModel):
 class Suite(BaseModel):
     """Tasks that are reported together."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     about: str
     tasks: tuple[SuiteTask, ...] = Field(min_length=1)

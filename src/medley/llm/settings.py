@@ -16,7 +16,7 @@ _SECRET = re.compile(r"key|token|secret|password|signature", re.IGNORECASE)
 class Prices(BaseModel):
     """What an endpoint charges, in USD for a million tokens."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     prompt: float = Field(ge=0, description="USD for a million prompt tokens")
     completion: float = Field(ge=0, description="USD for a million tokens of replies")
@@ -29,7 +29,7 @@ class Prices(BaseModel):
 class LlmSettings(BaseModel):
     """An OpenAI-compatible endpoint (`base_url` and `model`) or a model in this process (`local`), and its use."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
     base_url: str | None = Field(None, description="where the endpoint is, for most servers ending in /v1")
     model: str | None = Field(None, description="the model's name as the endpoint knows it")

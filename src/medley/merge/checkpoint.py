@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from medley.backbone import plain_name
 from medley.errors import ModelError
 from medley.files import explained_write_errors
+from medley.finite import is_finite, not_finite_in_words
 from medley.model_name import resolve_base
 
 if TYPE_CHECKING:
@@ -73,7 +74,17 @@ class Checkpoint:
         return stored
 
     def rows(self, stored: Stored, start: int, stop: int) -> torch.Tensor:
-        """Rows [start, stop) of a tensor, in its own dtype, as (rows, ...); a scalar has one row."""
+        """Rows [start, stop) of a tensor, in its own dtype, as (rows, ...); a scalar has one row.
+
+        Raises ModelError where one of them is not finite.
+        """
+        rows = self._read(stored, start, stop)
+        if not is_finite(rows):
+            whole = self._read(stored, 0, row_count(stored.shape))
+            raise ModelError(f"{stored.path}: {not_finite_in_words(stored.key, whole)}.")
+        return rows
+
+    def _read(self, stored: Stored, start: int, stop: int) -> torch.Tensor:
         import torch
 
         inner = stored.shape[1:]

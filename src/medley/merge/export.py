@@ -23,6 +23,7 @@ import numpy as np
 from medley.encoder import Retriever, encode_passages, encode_queries, save_retriever
 from medley.errors import ModelError
 from medley.files import explained_write_errors, writing
+from medley.finite import check_finite
 from medley.lowrank import attached
 
 SAME = 0.9999
@@ -104,14 +105,15 @@ def export(
 
     `scored` are the probe's vectors of the model whose dev scores were read (deltas attached, float32),
     `base` those of the untouched base; None where there is none to differ from. The weights are saved in the
-    dtype they have. Raises ModelError, and leaves what was at `folder`, when the saved folder does not encode
-    as scored.
+    dtype they have. Raises ModelError, and leaves what was at `folder`, when a weight is not a finite number (in
+    float16 one may be too large) or the saved folder does not encode as scored.
     """
     probe = probe or Probe()
     if attached(retriever):
         raise ModelError(
             f"{folder}: the retriever carries an attached adapter; fold it into the weights before saving."
         )
+    check_finite(retriever.model.named_parameters(), f"{folder}: as merged")
     with writing(folder) as temporary:
         save_retriever(retriever, temporary, card=card, extra=dict(extra or {}))
         reread, prompts = reread_in_fresh_process(temporary, probe, name=str(folder))

@@ -242,7 +242,7 @@ def _by_filter(file: MergeFile, layout: Layout, name: str, part: int) -> Any:
 class MergekitSlice(BaseModel):
     """Layers [start, stop) of the result (None: all), with parameters for all models and by expert."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     layers: tuple[int, int] | None = None
     shared: dict[str, Any] = Field(default_factory=dict)
@@ -252,7 +252,7 @@ class MergekitSlice(BaseModel):
 class MergekitSettings(BaseModel):
     """Gradients and filters of a mergekit file, which follow neither segments nor kinds of tensors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     shared: dict[str, Any] = Field(default_factory=dict)
     slices: tuple[MergekitSlice, ...] = Field(min_length=1)

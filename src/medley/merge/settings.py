@@ -37,7 +37,7 @@ SUMS = {"linear": frozenset({"normalize"}), "task_arithmetic": frozenset({"norma
 class MergeParameters(BaseModel):
     """The method's parameters by mergekit's names; what is None stays at mergekit's default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
 
     normalize: bool | None = Field(None, description="divide by the sum of the weights")
     lambda_: float | None = Field(None, alias="lambda", description="factor on the merged delta")
@@ -89,7 +89,7 @@ class MergeParameters(BaseModel):
 class KeepSettings(BaseModel):
     """Tensors that are taken unmerged from one expert, or from the base."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     source: str = Field(alias="from", description="name of an expert, or `base`")
     tensors: tuple[str, ...] = Field(
@@ -111,7 +111,7 @@ class KeepSettings(BaseModel):
 class SearchSettings(BaseModel):
     """How coefficients are searched for (search-merge only)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     strategy: Literal["surrogate", "random", "grid", "tpe", "cmaes", "learned"] = Field(
         "surrogate",
@@ -183,7 +183,7 @@ class SearchSettings(BaseModel):
 class MergeFile(BaseModel):
     """A merge file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     base: str = Field(description="path or hub id")
     experts: dict[str, str] = Field(min_length=1, description="path of each expert by name")
@@ -292,8 +292,9 @@ def parse_merge_file(value: Mapping[str, Any], where: str) -> MergeFile:
     try:
         return MergeFile.model_validate(value)
     except ValidationError as problem:
-        # an unknown key explains a missing one
-        first = min(problem.errors(), key=lambda error: error["type"] != "extra_forbidden")
+        # an unknown key explains a missing one; a NaN explains why a value fits no form that it may have
+        told_first = {"extra_forbidden": 0, "finite_number": 1}
+        first = min(problem.errors(), key=lambda error: told_first.get(error["type"], 2))
         location = [part for part in first["loc"] if isinstance(part, str)]
         place = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":

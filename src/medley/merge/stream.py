@@ -17,6 +17,7 @@ import numpy as np
 
 from medley.errors import ModelError
 from medley.files import explained_write_errors, read_json, writing
+from medley.finite import check_finite
 from medley.merge.checkpoint import DTYPES, Checkpoint, local_folder, row_blocks, write_checkpoint
 from medley.merge.coefficients import weights_array
 from medley.merge.compatible import check_experts
@@ -75,6 +76,12 @@ def merge_to_checkpoint(file: MergeFile, folder: Path, *, card: str) -> None:
         """Whose tensor it is where it is taken unmerged; otherwise the base's."""
         return kept_files if kept_files is not None and layout.keeps(name) else base
 
+    def saved(key: str, rows: torch.Tensor) -> torch.Tensor:
+        """Rows in the dtype of the file, which may not hold them."""
+        rows = rows.to(target)
+        check_finite([(key, rows)], f"{folder}: as merged")
+        return rows
+
     with open_sources(experts) as sources, writing(folder) as temporary:
         temporary.mkdir()
         merge = Streamed(file.method, parameters, layout, sources, settings_of=settings_of)
@@ -96,9 +103,9 @@ def merge_to_checkpoint(file: MergeFile, folder: Path, *, card: str) -> None:
                 merged = merge.rows(name, stored.shape, base_rows, weights_KS)
             if merged is None:
                 blocks = row_blocks(stored.shape)
-                yield from (source.rows(stored, start, stop).to(target) for start, stop in blocks)
+                yield from (saved(key, source.rows(stored, start, stop)) for start, stop in blocks)
             else:
-                yield from (rows.to(target) for _, _, rows in merged)
+                yield from (saved(key, rows) for _, _, rows in merged)
                 merge.kept.forget()
 
         tensors = {key: (file.dtype, origin(name).tensors[name].shape) for key, name in by_key.items()}

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class MiningSettings(BaseModel):
     """How hard negatives are mined (the recipe's `negatives: mined:`)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     retriever: str = Field("bm25", description="`bm25`, or a model folder or hub id")
     depth: int = Field(100, ge=1, description="ranks looked at for each query; its known positives have none")

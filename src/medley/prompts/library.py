@@ -21,7 +21,7 @@ ANY = "any"
 class Entry(BaseModel):
     """One instruction: what stands in the query, what the texts are about, where the sentence is from."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     text: str = Field(min_length=3)
     kind: str = "mixed"

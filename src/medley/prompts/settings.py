@@ -14,7 +14,7 @@ Method = Literal["none", "library", "generic", "gepa", "edit"]
 class PromptSettings(BaseModel):
     """How instructions are chosen (the recipe's `prompts:`)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     method: Method = Field(
         "library",

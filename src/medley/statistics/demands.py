@@ -19,7 +19,7 @@ from medley.statistics.paired import TaskQueryScores
 class Demand(BaseModel):
     """No task of a group may be worse than a variant by more than `by` (nDCG@10)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     group: str = Field(description="of `evaluate`'s groups")
     than: str = Field("base", description="variant that is compared with: base, all, bm25, expert:NAME")

@@ -33,7 +33,7 @@ PassageOf = Callable[[TrainingPair], str]
 class ConsistencySettings(BaseModel):
     """The consistency filter: which retriever must find a pair's passage for its query, and how near the top."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     retriever: str = Field("bm25", description="`bm25`, or a model folder or hub id")
     top_k: int = Field(20, ge=1, description="the passage must be among so many of the whole corpus")

@@ -36,7 +36,7 @@ OWN_KIND = "own"
 class GenerationSettings(BaseModel):
     """What a language model is asked for when it writes hard negatives."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     per_query: int = Field(1, ge=1, description="negatives asked for, for each pair")
     kinds: Weights | None = Field(

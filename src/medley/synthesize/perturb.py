@@ -42,7 +42,7 @@ NAMED = 0.3
 class PerturbationSettings(BaseModel):
     """How positives are rewritten into negatives. The weights say how often each kind is tried first."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     per_query: int = Field(1, ge=1, description="negatives made for each row")
     entity: float = Field(0.6, ge=0, description="weight of swapping entities for siblings from the corpus")

@@ -49,7 +49,7 @@ _POINTS_AT_PASSAGE = re.compile(
 class QuerySettings(BaseModel):
     """Queries that a language model writes for the passages of a corpus, and which of them are kept."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     per_passage: int = Field(1, ge=1, description="queries asked for, for each passage")
     passages: int | None = Field(None, ge=1, description="so many passages, drawn at random; null: all")

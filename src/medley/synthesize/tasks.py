@@ -54,7 +54,7 @@ SOURCE = "tasks"
 class TaskSettings(BaseModel):
     """Invented tasks: how many, of which field and kinds, and how many examples of each."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     tasks: int = Field(20, ge=1, description="different tasks")
     per_task: int = Field(10, ge=1, description="examples (query, positive, negative) of each")

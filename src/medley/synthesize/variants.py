@@ -23,7 +23,7 @@ Weights = dict[str, float]
 class Variant(BaseModel):
     """One paragraph, and how often it is drawn where the user gives no weights."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     text: str = Field(min_length=1)

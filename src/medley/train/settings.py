@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class LoraSettings(BaseModel):
     """Shape of an expert's adapter. Defaults are STM's: rank 16, alpha 32, all linear layers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     rank: int = Field(16, ge=1, description="rank of the low-rank update")
     alpha: int = Field(32, ge=1, description="the update is scaled by alpha / rank")
@@ -25,7 +25,7 @@ class LoraSettings(BaseModel):
 class FalseNegatives(BaseModel):
     """Which passages of a batch do not count as negatives of a query; the query's positive always counts."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     known: bool = Field(
         True,
@@ -47,7 +47,7 @@ class FalseNegatives(BaseModel):
 class EarlyStopping(BaseModel):
     """Scoring on dev while a model trains; the best step is kept, the untouched base (step 0) among them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     dev: Literal["own", "all"] = Field(
         "own",
@@ -71,7 +71,7 @@ class EarlyStopping(BaseModel):
 class TrainSettings(BaseModel):
     """How an expert is fine-tuned. Defaults are STM's for a 0.6B base."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     lora: LoraSettings | None = Field(LoraSettings(), description="null trains all weights")
     learning_rate: float = Field(5e-5, gt=0, description="peak of the linear schedule")
@@ -145,7 +145,7 @@ class TrainSettings(BaseModel):
 class PretrainSettings(BaseModel):
     """Contrastive pre-training on unlabelled text (BMRetriever's first stage); all weights are trained."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     collections: list[str] = Field([], description="whose corpora are read; queries are not")
     documents: list[str] = Field(
@@ -172,7 +172,7 @@ class PretrainSettings(BaseModel):
 class LanguageSettings(BaseModel):
     """Language-model training on raw text (`medley train --objective language`)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     lora: LoraSettings | None = Field(LoraSettings(), description="null trains all weights")
     learning_rate: float = Field(1e-4, gt=0, description="peak of the cosine schedule")
