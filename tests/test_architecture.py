@@ -22,7 +22,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "bundled" not in path
 LAYERS = (
     {"errors"},
     {"files", "fingerprint", "progress", "overlap", "template", "collections", "documents", "mteb_tasks", "pairs",
-     "leaks", "origins", "prompt_file", "hub", "model_name", "statistics", "finite"},
+     "leaks", "origins", "positives", "prompt_file", "hub", "model_name", "statistics", "finite"},
     {"run", "reuse", "claim"},
     {"llm", "batches", "encoder", "search", "backbone", "lowrank", "expert", "prefix"},
     {"mine", "synthesize", "guard", "review", "prompts", "train", "merge", "evaluate", "report"},

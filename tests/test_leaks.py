@@ -231,6 +231,14 @@ def test_known_answer_leaks_and_no_others() -> None:
         assert find_leaks(medquad, collection, passages="all") == []
 
 
+def test_a_row_with_several_positives_is_one_row(tmp_path: Path) -> None:
+    other = {"query": "unheard of", "positive": "nothing"}
+    row = {"query": QUERIES["q1"], "positive": ["new", PASSAGES[0].text], "negatives": [PASSAGES[1].text]}
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, (other, row, other))), encoding="utf-8")
+    leaks = find_leaks(read_pairs(tmp_path / "p.jsonl"), COLLECTION, passages="all")
+    assert [(leak.row, leak.field) for leak in leaks] == [(1, "query"), (1, "positive"), (1, "negative")]
+
+
 def test_what_leaks_mean() -> None:
     rows = [
         TrainingPair(
@@ -240,7 +248,7 @@ def test_what_leaks_mean() -> None:
         TrainingPair("never asked", PASSAGES[2].text),
     ]
     leaks = find_leaks(rows, COLLECTION, passages="all")
-    findings = {f.kind: f for f in explain_leaks(leaks, COLLECTION, dict(enumerate(rows)))}
+    findings = {f.kind: f for f in explain_leaks(leaks, COLLECTION)}
     assert {kind: (f.rows, f.texts) for kind, f in findings.items()} == {
         "query": (1, 1), "unlabelled": (1, 1), "answer": (1, 1), "unjudged": (1, 1), "punished": (1, 1),
     }  # fmt: skip

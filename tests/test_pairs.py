@@ -8,7 +8,7 @@ import pytest
 
 from medley.collections import Passage, in_memory
 from medley.errors import PairsError
-from medley.pairs import TrainingPair, pairs_from_collection, read_pairs, write_pairs
+from medley.pairs import TrainingPair, numbered, pairs_from_collection, read_pairs, write_pairs
 
 PAIR = TrainingPair("q", "p", ("n1", "n2"), "Find it", "src", {"row": 3, "mined": {"ranks": [4]}})
 
@@ -24,6 +24,8 @@ def test_what_is_written_is_read_back(tmp_path, name):
     [
         {"anchor": "q", "positive": "p", "negative_2": "n2", "negative_1": "n1"},
         {"query": "q", "positive": "p", "negative": "n1", "negative_1": "n2"},
+        {"query": "q", "positive": "p", "negative": ["n1", "n2"]},
+        {"query": "q", "positive": ["p"], "negatives": ["n1", "n2"]},
         {
             "query_id": "1", "query": "q",
             "positive_passages": [{"docid": "1", "title": "", "text": "p"}],
@@ -31,13 +33,36 @@ def test_what_is_written_is_read_back(tmp_path, name):
         },
         {"query": "q", "pos": ["p"], "neg": ["n1", "n2"]},
     ],
-    ids=["sentence-transformers", "triplet", "tevatron", "flagembedding"],
+    ids=["sentence-transformers", "triplet", "list", "lists", "tevatron", "flagembedding"],
 )  # fmt: skip
 def test_reads_foreign_layouts(tmp_path, row):
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps(row))
     (pair,) = read_pairs(path)
     assert (pair.query, pair.positive, pair.negatives) == ("q", "p", ("n1", "n2"))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"query": "q", "positive": ["p1", "p2", "p1"], "negative": ["n"]},
+        {"query": "q", "pos": ["p1", "p2"], "neg": ["n"]},
+        {
+            "query": "q", "positive_passages": [{"text": "p1"}, {"text": "p2"}],
+            "negative_passages": [{"text": "n"}],
+        },
+    ],
+)  # fmt: skip
+def test_a_row_with_several_positives_is_as_many_pairs_of_one_row(tmp_path, row):
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in ({"query": "a", "positive": "b"}, row, row)))
+    pairs = read_pairs(path)
+    wanted = [TrainingPair("q", "p1", ("n",)), TrainingPair("q", "p2", ("n",))]
+    assert pairs == [TrainingPair("a", "b"), *wanted, *wanted]
+    assert [number for number, _ in numbered(pairs)] == [0, 1, 1, 2, 2]
+    write_pairs(tmp_path / "y.jsonl", pairs)
+    assert [number for number, _ in numbered(read_pairs(tmp_path / "y.jsonl"))] == [0, 1, 2, 3, 4]
+    assert "row" not in json.loads((tmp_path / "y.jsonl").read_text().splitlines()[0])
 
 
 def test_reads_a_dataset_folder(tmp_path):
@@ -57,7 +82,22 @@ def test_reads_a_dataset_folder(tmp_path):
         ('{"query": "q", "positive": "p", "negatives": ["p "]}', r":2: negative 0 equals the positive"),
         ('{"query": "q", "positive": "p", "negatives": ["n", ""]}', r":2: negative 1 is empty"),
         ('{"query": "q", "positive": "p", "negatives": "n"}', r":2: negatives must be a list"),
-        ('{"query": "q", "pos": []}', r":2: pos must be a list with at least one"),
+        ('{"query": "q", "positive": "p", "negative": ["n", ""]}', r":2: negative 1 is empty"),
+        (
+            '{"query": "q", "positive": "p", "negative": ["n", 7]}',
+            r":2: negative 1 is empty or not a string",
+        ),
+        (
+            '{"query": "q", "positive": ["p", "p2"], "negative": "p2 "}',
+            r":2: negative equals a positive of its",
+        ),
+        (
+            '{"query": "q", "positive": "caf\\u00e9", "negative": "cafe\\u0301"}',
+            r":2: negative equals the positive",
+        ),
+        ('{"query": "q", "positive": ["p", ""]}', r":2: positive 1 is empty"),
+        ('{"query": "q", "positive": {"p": 1}}', r":2: positive is empty or not a string"),
+        ('{"query": "q", "pos": []}', r":2: pos is empty; a row needs a positive"),
         ('{"query": "q", "positive_passages": []}', r":2: positive_passages is empty"),
     ],
 )
@@ -78,6 +118,12 @@ def test_not_utf8_missing_and_empty(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(PairsError, match="holds no rows"):
         read_pairs(tmp_path / "empty.jsonl")
+
+
+def test_what_repeats_another_positive_of_its_query_is_no_judged_negative():
+    passages = [Passage("a", "first answer"), Passage("b", "second  answer"), Passage("c", "second answer")]
+    collection = in_memory("c", "train", passages, {"q": "query"}, {"q": {"a": 1, "b": 1, "c": 0}})
+    assert [pair.negatives for pair in pairs_from_collection(collection)] == [(), ()]
 
 
 def test_judgements_become_pairs_and_zeros_negatives():

@@ -92,6 +92,23 @@ def test_an_id_finds_its_item_and_no_other_file_s() -> None:
             find_item(pairs, wrong, "s.csv:7")
 
 
+def test_the_positives_of_one_row_share_its_number_and_are_decided_apart(tmp_path: Path) -> None:
+    lines = [
+        {"query": "a", "positive": "b", "negatives": ["c"]},
+        {"query": "q", "positive": ["p1", "p2"], "negatives": ["n"]},
+        {"query": "d", "positive": "e", "negatives": ["f"]},
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    pairs = read_pairs(tmp_path / "pairs.jsonl")
+    items = draw_items(pairs, count=9, seed=0)
+    assert [item.id.partition("-")[0] for item in items] == ["r0n0", "r1n0", "r1n0", "r2n0"]
+    assert [find_item(pairs, item.id, "s:2").pair.positive for item in items] == ["b", "p1", "p2", "e"]
+    reviewed = apply_verdicts(
+        pairs, [Decision(items[2].id, "drop", "", "s:3"), Decision(items[3].id, "keep", "", "s:4")]
+    )
+    assert [pair.negatives for pair in reviewed.pairs] == [("c",), ("n",), (), ("f",)]
+
+
 # The table ----------------------------------------------------------------------------------------------------
 
 

@@ -79,12 +79,10 @@ def _explain(
 ) -> None:
     from medley.leaks.explain import explain_leaks
 
-    concerned = {leak.row for leak in found}
-    kept = {row: pair for row, pair in enumerate(rows) if row in concerned} if concerned else {}
     findings = [
         finding
         for collection in collections
-        for finding in explain_leaks([f for f in found if f.against == collection.name], collection, kept)
+        for finding in explain_leaks([f for f in found if f.against == collection.name], collection)
     ]
     if as_json:
         print(json.dumps([finding.as_json() for finding in findings]))

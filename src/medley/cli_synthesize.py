@@ -81,24 +81,35 @@ def negatives(
             _perturb(pairs, out, corpus, per_query, seed, force=force)
         return
     from medley.pairs import iter_pairs
+    from medley.positives import PositiveKeys
     from medley.synthesize import GenerationSettings, Tally, generate_negatives
 
     settings = GenerationSettings(
         per_query=per_query, kinds=weights(kinds, "--kinds"), kinds_file=kinds_file, prompt=prompt
     )
     with claimed(out, force=force, inputs=(pairs, kinds_file, prompt)):
-        total = sum(1 for _ in iter_pairs(pairs))  # every row is checked before anything is paid for
+        known = PositiveKeys(iter_pairs(pairs))  # every row is checked before anything is paid for
         chat = open_llm(llm, out)
-        outcomes = generate_negatives(iter_pairs(pairs), chat, settings, llm=llm, seed=seed, total=total)
+        outcomes = generate_negatives(
+            known.cleaned(iter_pairs(pairs)),
+            chat,
+            settings,
+            llm=llm,
+            seed=seed,
+            total=known.pairs,
+            positives=known,
+        )
         _write(out, Tally(outcomes), chat, force=force)
 
 
 def _perturb(pairs: Path, out: Path, corpus: str | None, per_query: int, seed: int, *, force: bool) -> None:
     from medley.collections import Passage, load_corpus
     from medley.pairs import read_pairs, write_pairs
+    from medley.positives import PositiveKeys
     from medley.synthesize.perturb import PerturbationSettings, perturb_negatives
 
-    rows = read_pairs(pairs)
+    read = read_pairs(pairs)
+    rows = list(PositiveKeys(read).cleaned(read))
     passages = (
         load_corpus(corpus) if corpus else [Passage(str(i), row.positive) for i, row in enumerate(rows)]
     )

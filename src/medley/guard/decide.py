@@ -19,14 +19,14 @@ from medley.guard.settings import GuardSettings, JudgeSettings
 from medley.guard.signals import Case, KnownPositives, Signal, score_cases, signals
 from medley.origins import Negative, negatives_of, without_negatives
 from medley.overlap import normal_form
-from medley.pairs import TrainingPair
+from medley.pairs import TrainingPair, numbered
 
 if TYPE_CHECKING:
     from medley.encoder import Retriever
     from medley.llm import ChatModel, Ledger
 
 Place = tuple[int, int]
-"""(row, position of the negative in it)."""
+"""(number of the pair, position of the negative in it)."""
 NEAR_CHECKED = ("mined", "generated", "unknown")
 """Perturbed negatives are near duplicates on purpose, with the change on record; of judged ones people know better."""
 JUDGED = ("mined", "generated", "perturbed", "unknown")
@@ -204,8 +204,9 @@ class _Work:
         """Pairs and new rows as the verdicts say."""
         guarded: list[TrainingPair] = []
         promoted: dict[tuple[str, str, str], TrainingPair] = {}
-        for row, (pair, negatives) in enumerate(zip(self._pairs, self._negatives, strict=True)):
-            verdicts = [self.verdicts.get((row, position), Verdict()) for position in range(len(negatives))]
+        rows = zip(numbered(self._pairs), self._negatives, strict=True)
+        for place, ((row, pair), negatives) in enumerate(rows):
+            verdicts = [self.verdicts.get((place, position), Verdict()) for position in range(len(negatives))]
             after = _with_verdicts(pair, negatives, verdicts)
             guarded.append(after)
             for negative, verdict in zip(negatives, verdicts, strict=True):

@@ -1,6 +1,6 @@
 """What leaks mean: findings of the check put into classes, each with a number, a sentence and pairs of texts.
 
-In: leaks into one collection and the training rows concerned. Out: `Finding`s, worst first. A shared
+In: leaks into one collection. Out: `Finding`s, worst first. A shared
 passage may be the answer to a test query, or one that nobody judged: then a test counts it as wrong wherever it is
 found, which is an unlabelled positive of the collection as often as it is a mistake of the model.
 """
@@ -13,7 +13,6 @@ from typing import Any
 
 from medley.collections import Collection
 from medley.leaks.find import Leak
-from medley.pairs import TrainingPair
 
 EXAMPLES = 5
 """Pairs of texts kept for each class."""
@@ -63,13 +62,12 @@ class Finding:
 
     def as_json(self) -> dict[str, Any]:
         """For artefacts and the report."""
-        return {**asdict(self), "sentence": self.sentence}
+        examples = [{**asdict(e), "leak": e.leak.as_json()} for e in self.examples]
+        return {**asdict(self), "examples": examples, "sentence": self.sentence}
 
 
-def explain_leaks(
-    leaks: Sequence[Leak], collection: Collection, pairs: Mapping[int, TrainingPair]
-) -> list[Finding]:
-    """Sort leaks into one collection by what they mean; `pairs` are the rows concerned, by number."""
+def explain_leaks(leaks: Sequence[Leak], collection: Collection) -> list[Finding]:
+    """Sort leaks into one collection by what they mean."""
     held_out = dict(_held_out_texts(leaks, collection))
     classes: dict[str, list[Leak]] = {key: [] for key in CLASSES}
     queries_of: dict[int, list[str]] = {}
@@ -87,7 +85,7 @@ def explain_leaks(
             rows=len({leak.row for leak in found}),
             texts=len({leak.id for leak in found}),
             exact=sum(leak.kind == "exact" for leak in found),
-            examples=tuple(_examples(found, pairs, held_out)),
+            examples=tuple(_examples(found, held_out)),
         )
         for key, found in classes.items()
         if found
@@ -128,23 +126,13 @@ def _held_out_texts(leaks: Sequence[Leak], collection: Collection) -> Iterator[t
             yield ("passage", passage.id), passage.full_text
 
 
-def _examples(
-    leaks: Sequence[Leak], pairs: Mapping[int, TrainingPair], held_out: Mapping[tuple[str, str], str]
-) -> Iterator[Example]:
+def _examples(leaks: Sequence[Leak], held_out: Mapping[tuple[str, str], str]) -> Iterator[Example]:
     """One example of each held-out text, the least alike first: exact copies need no look."""
     distinct = {leak.id: leak for leak in sorted(leaks, key=lambda leak: (-leak.similarity, -leak.row))}
     chosen = sorted(distinct.values(), key=lambda leak: (leak.similarity, leak.row))[:EXAMPLES]
     for leak in chosen:
         theirs = held_out[("query" if leak.field == "query" else "passage", leak.id)]
-        pair = pairs[leak.row]
-        ours = {"query": [pair.query], "positive": [pair.positive], "negative": pair.negatives}[leak.field]
-        yield Example(leak, shown(_nearest(ours, theirs)), shown(theirs))
-
-
-def _nearest(texts: Sequence[str], wanted: str) -> str:
-    """Of a row's negatives the one that is meant: that with most words in common."""
-    words = set(wanted.lower().split())
-    return max(texts, key=lambda text: len(words & set(text.lower().split())), default="")
+        yield Example(leak, shown(leak.text), shown(theirs))
 
 
 def shown(text: str, longest: int = LONGEST) -> str:

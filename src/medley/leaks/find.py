@@ -7,9 +7,10 @@ nearly the same is.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import chain, islice
+from itertools import chain, groupby, islice
+from operator import itemgetter
 from typing import Any, Literal
 
 from medley.collections import Collection
@@ -17,7 +18,7 @@ from medley.errors import InputError
 from medley.leaks.against import ONE_SPLIT, Splits, query_wordings
 from medley.leaks.index import HeldOut, Match, batches
 from medley.leaks.words import hash_texts
-from medley.pairs import TrainingPair
+from medley.pairs import TrainingPair, numbered
 
 THRESHOLD = 0.85
 ROWS_AT_ONCE = 5_000
@@ -26,12 +27,12 @@ Passages = Literal["none", "judged", "all"]
 """Which passages of a collection are held against positives and negatives."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Leak:
     """A text of training row `row` (from 0) that is the query or passage `id` of collection `against`.
 
-    `split` is that of the query, or of the queries that the passage is judged for (several with commas); of a passage
-    that nobody judged, all that were looked at.
+    A row of a file is one row, however many positives it has. `split` is that of the query, or of the queries that the
+    passage is judged for (several with commas); of a passage that nobody judged, all that were looked at.
     """
 
     row: int
@@ -41,13 +42,17 @@ class Leak:
     kind: Literal["exact", "near"]
     split: str
     similarity: float
+    text: str = dataclasses.field(default="", compare=False, repr=False)
+    """The training text; it is in no JSON."""
 
     def as_json(self) -> dict[str, Any]:
         """One line of `medley leaks --json`."""
-        return asdict(self)
+        entry = dataclasses.asdict(self)
+        del entry["text"]
+        return entry
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class HeldOutCollection:
     """A collection's texts, arranged to be searched."""
 
@@ -100,18 +105,20 @@ def find_leaks(
 
 def iter_leaks(pairs: Iterable[TrainingPair], held_out: Sequence[HeldOutCollection]) -> Iterator[Leak]:
     """The leaks into several collections, row by row: of each row by collection, field and similarity."""
-    rows = enumerate(pairs)
+    rows = (
+        (row, _fields(pair for _, pair in own)) for row, own in groupby(numbered(pairs), key=itemgetter(0))
+    )
     while chunk := list(islice(rows, ROWS_AT_ONCE)):
-        queries = _matches([pair.query for _, pair in chunk], [held.queries for held in held_out])
-        texts = chain.from_iterable((pair.positive, *pair.negatives) for _, pair in chunk)
-        passages = _matches(texts, [held.passages for held in held_out])
-        for row, pair in chunk:
+        texts = list(chain.from_iterable(fields for _, fields in chunk))
+        queries = _matches((text for name, text in texts if name == "query"), [h.queries for h in held_out])
+        passages = _matches((text for name, text in texts if name != "query"), [h.passages for h in held_out])
+        for row, fields in chunk:
             for number, held in enumerate(held_out):
-                for field, text in _fields(pair):
-                    known = (queries if field == "query" else passages)[number]
+                for name, text in fields:
+                    known = (queries if name == "query" else passages)[number]
                     for match in known.get(text, ()):
-                        split = held.split_of(field, match.id)
-                        yield Leak(row, field, held.name, match.id, match.kind, split, match.similarity)
+                        split = held.split_of(name, match.id)
+                        yield Leak(row, name, held.name, match.id, match.kind, split, match.similarity, text)
 
 
 def _matches(texts: Iterable[str], held_out: Sequence[HeldOut]) -> list[dict[str, list[Match]]]:
@@ -136,11 +143,13 @@ def blocking(leaks: Iterable[Leak]) -> list[Leak]:
     return [leak for leak in leaks if leak.field == "query"]
 
 
-def _fields(pair: TrainingPair) -> Iterator[tuple[Field, str]]:
-    yield "query", pair.query
-    yield "positive", pair.positive
-    for negative in pair.negatives:
-        yield "negative", negative
+def _fields(pairs: Iterable[TrainingPair]) -> list[tuple[Field, str]]:
+    """The texts of a row, whose pairs differ in the positive only, each once."""
+    fields: dict[Field, dict[str, None]] = {"query": {}, "positive": {}, "negative": {}}
+    for pair in pairs:
+        fields["query"][pair.query] = fields["positive"][pair.positive] = None
+        fields["negative"].update(dict.fromkeys(pair.negatives))
+    return [(name, text) for name, texts in fields.items() for text in texts]
 
 
 def _passage_texts(collection: Collection, wanted: Passages) -> Iterator[tuple[str, str]]:

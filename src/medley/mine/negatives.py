@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from medley.collections import Passage
 from medley.errors import ModelError
 from medley.mine.find import Finder, Query, find_by_bm25, find_by_model
-from medley.mine.pool import Pool
+from medley.mine.pool import Pool, digest
 from medley.mine.select import Candidate, Known, limit_of, select
 from medley.mine.settings import MiningSettings
+from medley.origins import without_negatives
 from medley.pairs import TrainingPair
 from medley.progress import progress
 
@@ -63,9 +64,10 @@ class MinedStream:
     """The pairs with their mined negatives, one by one in the order given; once through, `counts` is complete.
 
     A negative is never empty, the query itself, a positive of any pair with the same query, an exact or near
-    duplicate of one, or a passage whose id `relevant` lists for the query's text. Pairs for which nothing is left
-    stay as they are and are counted. `store` keeps the passages' vectors, so that a killed encoding goes on where
-    it was. Raises ModelError when the settings name a model and none is given, PairsError when there is no pair.
+    duplicate of one, or a passage whose id `relevant` lists for the query's text. Nor does a pair keep a negative that
+    another pair has as a positive of the same query. Pairs for which nothing is left stay as they are and are counted.
+    `store` keeps the passages' vectors, so that a killed encoding goes on where it was.
+    Raises ModelError when the settings name a model and none is given, PairsError when there is no pair.
     """
 
     def __init__(
@@ -160,7 +162,8 @@ def _mined_batch(
     judged = [relevant.get(query, frozenset()) for query, _ in number_of]
     spare = [min(len(own) + len(ids), MOST_KNOWN) for own, ids in zip(positives, judged, strict=True)]
     found = find(list(number_of), [list(own.values()) for own in positives], settings.depth + max(spare))
-    for row, pair in batch:
+    for row, given in batch:
+        pair = _without_positives(given, positives[number_of[given.query, given.instruction]], dropped)
         number, key = number_of[pair.query, pair.instruction], pool.positive_of(row)
         score = found.positives[number][list(positives[number]).index(key)]
         ranked = slice(settings.depth + spare[number])
@@ -177,6 +180,15 @@ def _mined_batch(
             dropped=dropped,
         )
         yield pair, kept
+
+
+def _without_positives(
+    pair: TrainingPair, positives: Mapping[int, int], dropped: Counter[str]
+) -> TrainingPair:
+    """The pair without negatives that it came with and that are positives of its query in another row."""
+    gone = {place for place, text in enumerate(pair.negatives) if digest(text) in positives}
+    dropped.update({"given_was_positive": len(gone)} if gone else {})
+    return without_negatives(pair, gone) if gone else pair
 
 
 def _with_mined(

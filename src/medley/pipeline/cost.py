@@ -6,7 +6,6 @@ model takes.
 
 from __future__ import annotations
 
-import gzip
 import math
 import re
 from pathlib import Path
@@ -15,7 +14,7 @@ from medley.merge.checkpoint import Checkpoint
 from medley.merge.coefficients import kind_of
 from medley.merge.settings import SearchSettings
 from medley.model_name import resolve_base
-from medley.pipeline.inputs import Inputs, expanded
+from medley.pipeline.inputs import Inputs
 from medley.prompts.edit import PER_ROUND, ROUNDS
 from medley.prompts.generic import AT_ONCE
 from medley.prompts.library import read_library
@@ -28,7 +27,7 @@ Cost = dict[str, float]
 
 
 def rows_of(source: Source, inputs: Inputs) -> int:
-    """How many pairs a source has; of a Parquet file or data set only its limit is known without opening it."""
+    """How many pairs a source has."""
     if source.collection is not None:
         collection = inputs.collection(f"{source.collection}:{source.split}")
         rows = sum(len(collection.positives(query_id)) for query_id in collection.queries)
@@ -36,11 +35,7 @@ def rows_of(source: Source, inputs: Inputs) -> int:
         passages = len(inputs.corpus(source.corpus))
         rows = min(passages, source.written.passages or passages) * source.written.per_passage
     else:
-        path = expanded(source.pairs or "")
-        if path.is_dir() or path.suffix == ".parquet":
-            return source.limit or 0
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            rows = sum(1 for line in stream if line.strip())
+        rows = inputs.pairs_in(source.pairs or "")
     return min(rows, source.limit or rows)
 
 

@@ -19,10 +19,11 @@ from medley.leaks.explain import Finding, explain_leaks
 from medley.leaks.find import HeldOutCollection, Leak, Passages, hold_out, iter_leaks
 from medley.llm import Ledger
 from medley.origins import RECORDS, without_negatives
-from medley.pairs import TrainingPair, pairs_from_collection, read_pairs, write_pairs
+from medley.pairs import TrainingPair, numbered, pairs_from_collection, read_pairs, write_pairs
 from medley.pipeline.guarding import guard_rows, read_promoted, with_guard_counts, write_promoted
 from medley.pipeline.inputs import Inputs, expanded
 from medley.pipeline.writing import write_negatives, write_queries
+from medley.positives import PositiveKeys
 from medley.recipe import Recipe, Source
 
 PAIRS = "pairs.jsonl"
@@ -53,18 +54,19 @@ def build_source(
         pairs, counts = list(written.pairs), {"counts": dict(written.counts), **_paid(llm=written.ledger)}
         write_json(out / COUNTS, dict(written.counts))
     else:
-        pairs = _read(source, inputs, name)
+        read = _read(source, inputs, name)
+        pairs = list(PositiveKeys(read).cleaned(read))
     if source.limit is not None and source.limit < len(pairs):
         kept = sorted(random.Random(recipe.seed).sample(range(len(pairs)), source.limit))
         pairs = [pairs[index] for index in kept]
     leaks = _leaks(pairs, inputs, held_out, passages="none") if recipe.leaks == "drop" else []
     leaking = _rows_by_collection(leaks)
     dropped = {leak.row for leak in leaks}
-    kept_pairs = [pair for row, pair in enumerate(pairs) if row not in dropped]
+    kept_pairs = [pair for row, pair in numbered(pairs) if row not in dropped]
     if len(kept_pairs) < 2:
         raise LeakError(f"sources.{name}: fewer than two rows are left after leaking ones were dropped.")
     write_pairs(out / PAIRS, kept_pairs)
-    write_json(out / LEAKS, [f.as_json() for f in _explained(leaks, pairs, inputs)])
+    write_json(out / LEAKS, [f.as_json() for f in _explained(leaks, inputs)])
     return {"pairs": len(kept_pairs), "leaks": {spec: len(rows) for spec, rows in leaking.items()}, **counts}
 
 
@@ -86,14 +88,13 @@ def _rows_by_collection(leaks: Sequence[Leak]) -> dict[str, set[int]]:
     return rows
 
 
-def _explained(leaks: Sequence[Leak], pairs: Sequence[TrainingPair], inputs: Inputs) -> list[Finding]:
+def _explained(leaks: Sequence[Leak], inputs: Inputs) -> list[Finding]:
     """What the leaks mean, by collection."""
-    concerned = {leak.row: pairs[leak.row] for leak in leaks}
     return [
         replace(finding, against=f"{inputs.collection(spec).name}:{inputs.collection(spec).split}")
         for spec in _rows_by_collection(leaks)
         for finding in explain_leaks(
-            [leak for leak in leaks if leak.against == spec], inputs.collection(spec), concerned
+            [leak for leak in leaks if leak.against == spec], inputs.collection(spec)
         )
     ]
 
@@ -125,7 +126,7 @@ def check_leaks(
             leaks[name] += iter_leaks(pairs[name], [index])
     found = {}
     for name in names:
-        findings = _explained(leaks[name], pairs[name], inputs)
+        findings = _explained(leaks[name], inputs)
         write_json(out / f"{name}.json", [finding.as_json() for finding in findings])
         found[name] = {f"{finding.against} {finding.kind}": finding.rows for finding in findings}
     return {"pairs": {name: len(pairs[name]) for name in names}, "collections": len(held_out), "found": found}

@@ -13,7 +13,7 @@ from medley.encoder import Retriever
 from medley.errors import InputError, PairsError
 from medley.fingerprint import fingerprint, fingerprint_file, fingerprint_path, fingerprint_texts
 from medley.model_name import model_identity
-from medley.pairs import read_pairs
+from medley.pairs import iter_pairs
 
 ALL = "all"
 """Name of the model trained on all the data together."""
@@ -27,6 +27,7 @@ class Inputs:
     collections: dict[str, Collection] = field(default_factory=dict)
     corpora: dict[str, Sequence[Passage]] = field(default_factory=dict)
     identities: dict[str, str] = field(default_factory=dict)
+    pairs: dict[str, int] = field(default_factory=dict)
     bases: dict[str, Retriever] = field(default_factory=dict)
     """An open base without an adapter, by its place, that the next expert starts from."""
 
@@ -85,9 +86,14 @@ class Inputs:
             location = expanded(path)
             if not location.exists():
                 raise PairsError(f"{path}: no such pairs file; check the path in the recipe's sources.")
-            read_pairs(location)
+            self.pairs[path] = sum(1 for _ in iter_pairs(location))
             self.identities[path] = fingerprint_path(location)
         return self.identities[path]
+
+    def pairs_in(self, path: str) -> int:
+        """How many pairs a file holds: one for each positive of each row."""
+        self.pairs_file(path)
+        return self.pairs[path]
 
     def model(self, name: str) -> str:
         """Content fingerprint of a model folder, or id and revision of a hub model."""

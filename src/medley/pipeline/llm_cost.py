@@ -6,20 +6,17 @@ positive) and, where the recipe has prices, `llm_usd`. Nothing is sent. What the
 
 from __future__ import annotations
 
-import gzip
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import TypeVar
 
 from medley.collections import Passage
-from medley.files import parse_json_line
 from medley.llm import LlmSettings, complete_structured, estimated_tokens
 from medley.llm.estimate import Estimator
-from medley.pairs import TrainingPair, iter_pairs, pair_from_row
+from medley.pairs import TrainingPair, iter_pairs
 from medley.pipeline.cost import Cost, rows_of
 from medley.pipeline.inputs import Inputs, expanded
 from medley.recipe import Recipe, Source
@@ -103,7 +100,7 @@ def _cost(calls: int, estimator: Estimator, written: Sequence[int], llm: LlmSett
 def _pairs(source: Source, inputs: Inputs, seed: int) -> tuple[int, list[TrainingPair]]:
     """How many pairs a source has, and a sample of them (of a collection: of its queries and passages)."""
     if source.pairs is not None:
-        rows, sample = _sampled_file(expanded(source.pairs), seed)
+        rows, sample = _reservoir(iter_pairs(expanded(source.pairs)), seed)
         rows = min(rows, source.limit or rows)
     else:
         rows = rows_of(source, inputs)
@@ -121,17 +118,6 @@ def _pairs(source: Source, inputs: Inputs, seed: int) -> tuple[int, list[Trainin
 
 def _drawn(corpus: Sequence[Passage], seed: int) -> list[Passage]:
     return [corpus[i] for i in random.Random(seed).sample(range(len(corpus)), min(SAMPLE, len(corpus)))]
-
-
-def _sampled_file(path: Path, seed: int) -> tuple[int, list[TrainingPair]]:
-    """Number of rows of a pairs file, and a sample; of JSON Lines only the sampled lines are parsed."""
-    if path.is_dir() or path.suffix == ".parquet":
-        return _reservoir(iter_pairs(path), seed)
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-        lines = ((number, raw) for number, raw in enumerate(stream, start=1) if raw.strip())
-        rows, sample = _reservoir(lines, seed)
-    places = [(f"{path}:{number}", raw) for number, raw in sample]
-    return rows, [pair_from_row(parse_json_line(raw, where), where) for where, raw in places]
 
 
 def _reservoir(items: Iterable[Item], seed: int) -> tuple[int, list[Item]]:

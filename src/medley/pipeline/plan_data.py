@@ -16,7 +16,7 @@ GUARD_CODE = ("pipeline/guarding.py", "guard", "origins.py", "overlap.py", "prom
 """What looks at every negative that a stage makes, beside the stage's own code."""
 
 
-WRITING_CODE = ("pipeline/writing.py", "synthesize", "llm", "overlap.py", "search")
+WRITING_CODE = ("pipeline/writing.py", "synthesize", "llm", "overlap.py", "positives.py", "search")
 """What writes texts, and what looks at them while they are written."""
 
 
@@ -48,7 +48,12 @@ def data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                 },
                 partial(data.build_source, recipe, inputs, name, held_out),
                 code=code_of(
-                    "pipeline/data.py", "leaks", "overlap.py", *(WRITING_CODE if source.corpus else ())
+                    "pipeline/data.py",
+                    "pairs.py",
+                    "positives.py",
+                    "leaks",
+                    "overlap.py",
+                    *(WRITING_CODE if source.corpus else ()),
                 ),
                 cost=llm_cost.cost_of_queries(recipe, inputs, name),
             )

@@ -10,6 +10,7 @@ from medley.collections import Passage
 from medley.errors import MedleyError
 from medley.pairs import TrainingPair
 from medley.pipeline.inputs import Inputs
+from medley.positives import PositiveKeys
 from medley.progress import say
 from medley.recipe import Recipe
 from medley.synthesize.generated import Generated, collected
@@ -42,7 +43,10 @@ def write_queries(recipe: Recipe, inputs: Inputs, name: str, cache: Path) -> Gen
 
 
 def write_negatives(
-    recipe: Recipe, pairs: Sequence[TrainingPair], passages: Sequence[Passage] | None, cache: Path
+    recipe: Recipe,
+    pairs: Sequence[TrainingPair],
+    passages: Sequence[Passage] | None,
+    cache: Path,
 ) -> Generated:
     """The pairs with generated negatives added, by the recipe's llm or by perturbation.
 
@@ -56,13 +60,16 @@ def write_negatives(
         from medley.synthesize.negatives import generate_negatives
 
         chat = open_chat(recipe.llm, cache=cache)
+        known = PositiveKeys(pairs)
         asked = settings.llm.model_copy(update={"per_query": settings.per_query})
-        outcomes = generate_negatives(pairs, chat, asked, llm=recipe.llm, seed=recipe.seed, total=len(pairs))
+        outcomes = generate_negatives(
+            pairs, chat, asked, llm=recipe.llm, seed=recipe.seed, total=len(pairs), positives=known
+        )
         written = collected(outcomes)
         say(f"{chat.name}: {chat.ledger.sentence()}")
         return replace(written, ledger=chat.ledger)
     from medley.synthesize.perturb import perturb_negatives
 
-    known = passages or [Passage(str(row), pair.positive) for row, pair in enumerate(pairs)]
+    corpus = passages or [Passage(str(row), pair.positive) for row, pair in enumerate(pairs)]
     rewritten = settings.perturbation.model_copy(update={"per_query": settings.per_query})
-    return perturb_negatives(pairs, known, rewritten, seed=recipe.seed)
+    return perturb_negatives(pairs, corpus, rewritten, seed=recipe.seed)

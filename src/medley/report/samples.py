@@ -13,9 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from medley.errors import PairsError
-from medley.files import read_jsonl
-from medley.pairs import TrainingPair, pair_from_row
+from medley.pairs import TrainingPair, iter_pairs
 
 ROWS_READ = 2000
 """Rows of each file that samples are drawn from."""
@@ -94,10 +92,7 @@ def _samples(stages: Path, name: str) -> Iterator[Sample]:
 
 
 def _rows(path: Path) -> list[TrainingPair]:
-    if not path.is_file():
-        return []
-    lines = islice(read_jsonl(path, PairsError), ROWS_READ)
-    return [pair_from_row(row, f"{path}:{number}") for number, row in lines]
+    return list(islice(iter_pairs(path), ROWS_READ)) if path.is_file() else []
 
 
 def _generated(pair: TrainingPair) -> Negative:

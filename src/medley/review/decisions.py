@@ -14,7 +14,7 @@ from typing import Any
 from medley.errors import PairsError
 from medley.origins import negatives_of, without_negatives
 from medley.overlap import normal_form
-from medley.pairs import TrainingPair
+from medley.pairs import TrainingPair, numbered
 from medley.review.sheet import Item, find_item
 from medley.review.table import Decision
 
@@ -34,7 +34,7 @@ def apply_verdicts(pairs: Sequence[TrainingPair], decisions: Sequence[Decision])
     `pairs_removed`, `pairs_added`, and `guard_agrees` of `guard_compared` where the guard had a verdict too. Raises
     PairsError with file:line when an id is in no row, or a verdict does not fit its item.
     """
-    by_row: dict[int, list[tuple[Item, Decision]]] = defaultdict(list)
+    by_pair: dict[tuple[int, str], list[tuple[Item, Decision]]] = defaultdict(list)
     for decision in decisions:
         item = find_item(pairs, decision.id, decision.where)
         if item.status == "pair" and decision.verdict == "promote":
@@ -42,13 +42,13 @@ def apply_verdicts(pairs: Sequence[TrainingPair], decisions: Sequence[Decision])
                 f"{decision.where}: {decision.id} is a pair without a negative, so nothing can be promoted; "
                 "write keep or drop."
             )
-        by_row[item.row].append((item, decision))
+        by_pair[item.row, item.pair.positive].append((item, decision))
     counts: Counter[str] = Counter()
     kept: list[TrainingPair] = []
     added: list[TrainingPair] = []
     retracted: set[tuple[str, str]] = set()
-    for row, pair in enumerate(pairs):
-        decided = by_row.get(row, [])
+    for row, pair in numbered(pairs):
+        decided = by_pair.get((row, pair.positive), [])
         _count(decided, counts)
         retracted |= {
             _key(pair.query, item.text)

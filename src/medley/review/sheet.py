@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import random
 import re
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Literal
 
 from medley.errors import PairsError
 from medley.fingerprint import fingerprint
 from medley.origins import negatives_of
-from medley.pairs import TrainingPair
+from medley.pairs import TrainingPair, numbered
 
 Status = Literal["negative", "removed", "pair"]
 _LETTERS: dict[Status, str] = {"negative": "n", "removed": "x", "pair": "p"}
@@ -24,7 +26,10 @@ _ID = re.compile(r"r(\d+)([nxp])(\d+)-[0-9a-f]{8}")
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to judge: a negative in its place, a passage that the guard removed, or a pair without either."""
+    """One thing to judge: a negative in its place, a passage that the guard removed, or a pair without either.
+
+    `row` is the pair's row in its file: the positives of one row share it, and their ids differ in the fingerprint.
+    """
 
     row: int
     status: Status
@@ -83,9 +88,10 @@ def items_of(pair: TrainingPair, row: int) -> list[Item]:
 
 def draw_items(pairs: Sequence[TrainingPair], *, count: int, seed: int) -> list[Item]:
     """`count` items drawn at random from all there are (fewer if there are fewer), in the order of the rows."""
-    places = [(row, place) for row, pair in enumerate(pairs) for place in range(_number_of_items(pair))]
+    rows = list(numbered(pairs))
+    places = [(at, place) for at, pair in enumerate(pairs) for place in range(_number_of_items(pair))]
     drawn = sorted(random.Random(seed).sample(places, min(count, len(places))))
-    return [items_of(pairs[row], row)[place] for row, place in drawn]
+    return [items_of(rows[at][1], rows[at][0])[place] for at, place in drawn]
 
 
 def _number_of_items(pair: TrainingPair) -> int:
@@ -99,10 +105,17 @@ def find_item(pairs: Sequence[TrainingPair], item_id: str, where: str) -> Item:
     found = _ID.fullmatch(item_id)
     if found is None:
         raise PairsError(f"{where}: {item_id!r} is no id of a review sheet; leave the column `id` as it was.")
-    row, letter, position = int(found[1]), found[2], int(found[3])
-    for item in items_of(pairs[row], row) if row < len(pairs) else ():
-        if (_LETTERS[item.status], item.position) == (letter, position) and item.id == item_id:
-            return item
+    row = int(found[1])
+
+    def row_of(place: int) -> int:
+        own = pairs[place].row
+        return place if own is None else own
+
+    first = bisect_left(range(len(pairs)), row, key=row_of)
+    for place in takewhile(lambda place: row_of(place) == row, range(first, len(pairs))):
+        for item in items_of(pairs[place], row):
+            if item.id == item_id:
+                return item
     raise PairsError(
         f"{where}: {item_id} is in no row of the pairs; the sheet was made from another file, or that file has "
         "changed since: give the very file that the sheet was made from."

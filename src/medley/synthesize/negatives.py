@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from medley.errors import InputError
 from medley.fingerprint import fingerprint
 from medley.llm import ChatModel, LlmSettings, Message, Reply, Request
-from medley.pairs import TrainingPair
+from medley.pairs import TrainingPair, numbered
+from medley.positives import PositiveKeys
 from medley.prompt_file import filled, read_prompt
 from medley.synthesize.asking import Usefulness, ask_each
 from medley.synthesize.generated import Outcome
@@ -77,7 +78,7 @@ class _Prompts:
 
 @dataclass(frozen=True)
 class _Row:
-    """A pair on its way: its place in the input, the kinds drawn for it, the texts that are not to be copied."""
+    """A pair on its way: its row of the input, the kinds drawn for it, the texts that are not to be copied."""
 
     index: int
     pair: TrainingPair
@@ -92,17 +93,20 @@ def generate_negatives(
     llm: LlmSettings,
     seed: int,
     total: int | None = None,
+    positives: PositiveKeys | None = None,
 ) -> Iterator[Outcome]:
     """Ask for `settings.per_query` negatives for every pair; one outcome for each pair, in order.
 
-    `pairs` is read as requests are sent; `total`, where it is known, is their number, for the progress. The kinds of a
+    `pairs` is read as requests are sent; `total`, where it is known, is their number, for the progress; what
+    `positives` knows as an answer is no negative (without: each pair's own positive only). The kinds of a
     pair depend on its own texts and the seed only. Counts: rows, made, `no_kind` for a pair for which none of the
-    kinds makes sense, `kind_missed` for a text that cannot be of its kind, and one for each other thing that was wrong
-    with a reply (see replies.py). Raises InputError for an unusable prompt or kind at once, and EndpointError on the
-    way when the endpoint is down or more than `settings.max_bad` of the replies are bad.
+    kinds makes sense, `kind_missed` for a text that cannot be of its kind, `positive_of_the_query` for one that is
+    another positive of its query, and one for each other thing that was wrong with a reply (see replies.py).
+    Raises InputError for an unusable prompt or kind at once, and EndpointError on the way when the endpoint is down
+    or more than `settings.max_bad` of the replies are bad.
     """
     prompts = _read_prompts(settings)
-    rows = (_row(index, pair, prompts.weights, settings.per_query, seed) for index, pair in enumerate(pairs))
+    rows = (_row(row, pair, prompts.weights, settings.per_query, seed) for row, pair in numbered(pairs))
     asked = (
         (row, [_request(row, attempt, prompts, llm, seed) for attempt in range(len(row.kinds))])
         for row in rows
@@ -111,7 +115,7 @@ def generate_negatives(
         chat, asked, concurrency=llm.concurrency, label="write negatives",
         total=total and total * settings.per_query,
     )  # fmt: skip
-    return _outcomes(answered, chat.name, prompts, Usefulness(settings.max_bad))
+    return _outcomes(answered, chat.name, prompts, Usefulness(settings.max_bad), positives)
 
 
 def _read_prompts(settings: GenerationSettings) -> _Prompts:
@@ -147,7 +151,11 @@ def _request(row: _Row, attempt: int, prompts: _Prompts, llm: LlmSettings, seed:
 
 
 def _outcomes(
-    answered: Iterable[tuple[_Row, list[Reply]]], model: str, prompts: _Prompts, usefulness: Usefulness
+    answered: Iterable[tuple[_Row, list[Reply]]],
+    model: str,
+    prompts: _Prompts,
+    usefulness: Usefulness,
+    positives: PositiveKeys | None,
 ) -> Iterator[Outcome]:
     fingerprints = {kind: fingerprint(prompts.completed(kind)) for kind in prompts.paragraphs}
     for row, replies in answered:
@@ -156,6 +164,8 @@ def _outcomes(
         counted = ["rows"] if replies else ["rows", "no_kind"]
         for kind, reply in zip(row.kinds, replies, strict=True):
             text, problem = _checked(reply, kind, row.pair, texts)
+            if text and positives is not None and positives.holds(row.pair.query, text):
+                text, problem = "", "positive_of_the_query"
             counted.append(usefulness.count(problem or "made"))
             if text:
                 texts.append(text)

@@ -10,7 +10,7 @@ statement is turned round. `provenance["perturbed"]` holds every change with its
 from __future__ import annotations
 
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from medley.collections import Passage
 from medley.fingerprint import fingerprint
-from medley.pairs import TrainingPair
+from medley.pairs import TrainingPair, numbered
+from medley.positives import PositiveKeys
 from medley.progress import progress
 from medley.synthesize import entities, negation
 from medley.synthesize.entities import Lexicon, build_lexicon, short_title, stems_of
@@ -67,7 +68,9 @@ class _Corpus:
     passages: Sequence[Passage]
     lexicon: Lexicon
     by_text: Mapping[str, Passage]
-    positives: Mapping[str, set[str]]
+    positives: PositiveKeys
+    counts: Mapping[str, int]
+    """How many pairs each query has."""
 
 
 @dataclass(frozen=True)
@@ -87,17 +90,17 @@ def perturb_negatives(
 
     `passages` is the corpus that siblings are learned from; the positives are added to it. A row depends on
     its own texts, the corpus and the seed only, not on its place among the others. Rows where nothing fits
-    are kept as they are and counted under `unchanged`.
+    are kept as they are and counted under `unchanged`. No row's positive is made a negative of its query.
     """
     corpus = _prepare(pairs, passages, settings)
     counts: Counter[str] = Counter(rows=len(pairs), made=0, unchanged=0)
     made: list[TrainingPair] = []
     with progress("perturb positives", len(pairs)) as advance:
-        for index, pair in enumerate(pairs):
+        for row, pair in numbered(pairs):
             rng = random.Random(fingerprint([seed, pair.query, pair.positive]))
             negatives, records = _negatives(pair, corpus, settings, rng)
             for record in records:
-                record["row"] = index
+                record["row"] = row
                 counts[record["kind"]] += 1
             counts["made"] += len(negatives)
             counts["unchanged"] += not negatives
@@ -114,11 +117,9 @@ def _prepare(
     by_text = {passage.full_text: passage for passage in passages}
     others = dict.fromkeys(pair.positive for pair in pairs if pair.positive not in by_text)
     everything = [*passages, *(Passage(f"positive {index}", text) for index, text in enumerate(others))]
-    positives: dict[str, set[str]] = defaultdict(set)
-    for pair in pairs:
-        positives[pair.query].add(pair.positive)
     lexicon = build_lexicon(everything, table=settings.siblings or entities.TABLE)
-    return _Corpus(everything, lexicon, by_text, positives)
+    counts = Counter(pair.query for pair in pairs)
+    return _Corpus(everything, lexicon, by_text, PositiveKeys(pairs), counts)
 
 
 def _one_or_all(records: list[dict[str, Any]]) -> dict[str, Any] | list[dict[str, Any]]:
@@ -143,7 +144,7 @@ def _negatives(
                 continue
             changes += article_changes(pair.positive, changes)
             text = apply_changes(pair.positive, changes)
-            if _normal(text) not in taken:
+            if _normal(text) not in taken and not corpus.positives.holds(pair.query, text):
                 taken.add(_normal(text))
                 texts.append(text)
                 records.append({"kind": kind, "changes": recorded(changes), **extra})
@@ -204,13 +205,13 @@ def _entity(row: _Row, corpus: _Corpus, settings: PerturbationSettings, rng: ran
 
 def _sentences(row: _Row, corpus: _Corpus, rng: random.Random) -> tuple[list[Change], dict[str, Any]]:
     """Sentences of a known negative, or else of a near passage, instead of those that answer."""
-    known = corpus.positives[row.pair.query]
+    query = row.pair.query
     own = [corpus.by_text.get(text, Passage("negative", text)) for text in row.pair.negatives]
     body = row.pair.positive[row.focus.title_end :]
     near = [
         (corpus.passages[index], similarity)
-        for index, similarity in corpus.lexicon.near(row.title, body, NEAREST + len(known))
-        if corpus.passages[index].full_text not in known
+        for index, similarity in corpus.lexicon.near(row.title, body, NEAREST + corpus.counts[query])
+        if not corpus.positives.holds(query, corpus.passages[index].full_text)
     ]
     least = max(NEAR, NEAR_ENOUGH * near[0][1]) if near else 0.0
     donors = [

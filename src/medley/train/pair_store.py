@@ -21,7 +21,7 @@ from medley.documents import Place, Shard, read_documents
 from medley.errors import PairsError
 from medley.files import remove, writing
 from medley.fingerprint import fingerprint
-from medley.pairs import TrainingPair, pair_from_row
+from medley.pairs import TrainingPair, pairs_from_row
 from medley.progress import progress
 from medley.train.batches import text_key
 from medley.train.settings import PretrainSettings
@@ -63,7 +63,8 @@ class PairStore(Sequence[TrainingPair]):
 
     def _read(self, stream: IO[bytes], row: int) -> TrainingPair:
         stream.seek(int(self._offsets[row]))
-        return pair_from_row(json.loads(stream.readline()), f"{self._path}: row {row}")
+        (pair,) = pairs_from_row(json.loads(stream.readline()), f"{self._path}: row {row}", row)
+        return pair
 
 
 def gather_pairs(
