@@ -189,7 +189,7 @@ def test_tune_prompt_writes_choice_and_model(place: Path, tiny_model_folder: Pat
         "version: 7\ninstructions: [Find the passage, Which text answers this question, 'Retrieve evidence']\n"
     )
     done = medley(
-        "tune-prompt", model, "--collection", f"{place}/coll:dev", "--collection", f"{place}/coll:test",
+        "tune-prompt", model, "--collection", f"{place}/coll:dev", "--collection", f"{place}/coll:train_a",
         "--library", library, "--out", tmp_path / "prompt.json", "--model-out", tmp_path / "tuned", "--alpha", "0.9999",
         "--vectors", tmp_path / "vectors",
     )  # fmt: skip
@@ -197,7 +197,7 @@ def test_tune_prompt_writes_choice_and_model(place: Path, tiny_model_folder: Pat
     choice = json.loads((tmp_path / "prompt.json").read_text())
     assert done.out.strip() == choice["instruction"] and choice["seed_instruction"] == "Find it"
     assert choice["candidates"][0]["instruction"] == "Find it" and choice["library_version"] == 7
-    assert len(choice["candidates"]) == 4 and choice["dev"] == [f"{place}/coll:dev", f"{place}/coll:test"]
+    assert len(choice["candidates"]) == 4 and choice["dev"] == [f"{place}/coll:dev", f"{place}/coll:train_a"]
     assert choice["proof"]["queries"] == 3 and choice["proof"]["no_instruction"] is not None
     assert "that were not used to choose" in done.err and len(list((tmp_path / "vectors").iterdir())) == 1
     tuned = open_retriever(str(tmp_path / "tuned"))

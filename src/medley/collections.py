@@ -201,9 +201,12 @@ def find_folder(name: str) -> Path | None:
     return None
 
 
-def read_folder(folder: Path, split: str, *, keep_empty: bool = False) -> Collection:
-    """Read and validate one split of a BEIR folder."""
-    corpus = FolderCorpus(folder / "corpus.jsonl", keep_empty=keep_empty)
+def read_folder(
+    folder: Path, split: str, *, keep_empty: bool = False, corpus: Sequence[Passage] | None = None
+) -> Collection:
+    """Read and validate one split of a BEIR folder; `corpus` is that of another split, opened before."""
+    if not isinstance(corpus, FolderCorpus):
+        corpus = FolderCorpus(folder / "corpus.jsonl", keep_empty=keep_empty)
     texts = _read_queries(folder / "queries.jsonl")
     sliced = SLICE.fullmatch(split)
     qrels_path = folder / "qrels" / f"{sliced['split'] if sliced else split}.tsv"

@@ -159,7 +159,9 @@ class Recipe(BaseModel):
         "refuse", description="whether a corpus may hold passages without text, as some classic ones do"
     )
     leaks: Literal["refuse", "drop", "allow"] = Field(
-        "refuse", description="what to do with training rows whose query is in a dev or test collection"
+        "refuse",
+        description="what to do with training rows whose query is in a dev or test collection, and with dev queries "
+        "that are test queries: drop leaves them out; allow is for training rows only",
     )
 
     @model_validator(mode="after")

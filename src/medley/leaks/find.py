@@ -110,8 +110,8 @@ def iter_leaks(pairs: Iterable[TrainingPair], held_out: Sequence[HeldOutCollecti
     )
     while chunk := list(islice(rows, ROWS_AT_ONCE)):
         texts = list(chain.from_iterable(fields for _, fields in chunk))
-        queries = _matches((text for name, text in texts if name == "query"), [h.queries for h in held_out])
-        passages = _matches((text for name, text in texts if name != "query"), [h.passages for h in held_out])
+        queries = matches((text for name, text in texts if name == "query"), [h.queries for h in held_out])
+        passages = matches((text for name, text in texts if name != "query"), [h.passages for h in held_out])
         for row, fields in chunk:
             for number, held in enumerate(held_out):
                 for name, text in fields:
@@ -121,7 +121,7 @@ def iter_leaks(pairs: Iterable[TrainingPair], held_out: Sequence[HeldOutCollecti
                         yield Leak(row, name, held.name, match.id, match.kind, split, match.similarity, text)
 
 
-def _matches(texts: Iterable[str], held_out: Sequence[HeldOut]) -> list[dict[str, list[Match]]]:
+def matches(texts: Iterable[str], held_out: Sequence[HeldOut]) -> list[dict[str, list[Match]]]:
     """For each set of held-out texts, what the texts match there; those that match nothing are left out."""
     found: list[dict[str, list[Match]]] = [{} for _ in held_out]
     wanted = [held for held in held_out if len(held)]

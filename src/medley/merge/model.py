@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from medley.backbone import backbone
-from medley.collections import load_collection
 from medley.errors import ModelError, RecipeError
 from medley.expert import Expert, read_expert
 from medley.files import read_json, writing
 from medley.fingerprint import fingerprint_file, fingerprint_folder
+from medley.leaks.dev import open_dev
 from medley.lowrank import attach, detach
 from medley.merge.apply import apply_weights, encode_exactly
 from medley.merge.candidates import candidates
@@ -158,7 +158,7 @@ def with_shrinking(file: MergeFile, *, device: str | None = None) -> MergeFile:
     """The file with each expert's best ratio of `search.shrink` by dev; as it is where there are none to try."""
     if file.search is None or not file.search.shrink:
         return file
-    collections = {spec: load_collection(spec, default_split="dev") for spec in file.search.dev}
+    collections = {spec: open_dev(spec) for spec in file.search.dev}
     pools = dev_pools(file.search, collections, seed=file.search.seed)
     scores = score_ratios(open_merge(file, device=device), pools, file.search.shrink)
     return file.model_copy(update={"shrink": best_ratios(scores)})
@@ -184,7 +184,7 @@ def search_merge(
         merge.base, merge.experts, method=file.method, parameters=merge.parameters, layout=merge.layout
     ) as apply:
         if pools is None:
-            collections = {spec: load_collection(spec, default_split="dev") for spec in file.search.dev}
+            collections = {spec: open_dev(spec) for spec in file.search.dev}
             each = ranking_retrievers(apply, space.shape, file.search.rankers)
             pools = dev_pools(file.search, collections, retrievers=each, seed=file.search.seed)
         chosen = pools

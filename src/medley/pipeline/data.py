@@ -129,7 +129,8 @@ def check_leaks(
         findings = _explained(leaks[name], inputs)
         write_json(out / f"{name}.json", [finding.as_json() for finding in findings])
         found[name] = {f"{finding.against} {finding.kind}": finding.rows for finding in findings}
-    return {"pairs": {name: len(pairs[name]) for name in names}, "collections": len(held_out), "found": found}
+    return {"pairs": {name: len(pairs[name]) for name in names}, "collections": len(held_out), "found": found,
+            "dev_queries_left_out": {spec: count for spec, count in inputs.left_out.items() if count}}  # fmt: skip
 
 
 def _read(source: Source, inputs: Inputs, name: str) -> list[TrainingPair]:

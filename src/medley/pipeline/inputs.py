@@ -30,6 +30,8 @@ class Inputs:
     pairs: dict[str, int] = field(default_factory=dict)
     bases: dict[str, Retriever] = field(default_factory=dict)
     """An open base without an adapter, by its place, that the next expert starts from."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """For each dev collection how many of its queries were left out, since a test set has them too."""
 
     def collection(self, spec: str) -> Collection:
         """The collection that `SPEC:SPLIT` names."""

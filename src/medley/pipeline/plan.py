@@ -9,7 +9,7 @@ from medley.pipeline.inputs import Inputs
 from medley.pipeline.plan_data import data_steps
 from medley.pipeline.plan_models import model_steps
 from medley.pipeline.plan_proof import proof_steps
-from medley.pipeline.plan_shared import held_out_of
+from medley.pipeline.plan_shared import held_out_of, keep_dev_from_tests
 from medley.recipe import Recipe
 from medley.run import Step
 
@@ -40,6 +40,7 @@ def plan_steps(recipe: Recipe, folder: Path) -> list[Step]:
     inputs = Inputs(keep_empty=recipe.empty_passages == "keep")
     for spec in held_out_of(recipe):
         inputs.collection(spec)
+    keep_dev_from_tests(recipe, inputs)
     steps = [
         *data_steps(recipe, inputs),
         *model_steps(recipe, inputs),

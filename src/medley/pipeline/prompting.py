@@ -57,14 +57,11 @@ def tune(
 
 def dev_pools(specs: Sequence[str], *, queries: int, passages: int, seed: int) -> list[DevPool]:
     """Open dev collections; of large ones a seeded sample of queries, and the passages hardest for them."""
-    from medley.collections import load_collection
+    from medley.leaks.dev import open_dev
     from medley.merge.pool import build_pool
 
     return [
-        build_pool(
-            load_collection(spec, default_split="dev"), max_passages=passages, max_queries=queries, seed=seed
-        )
-        for spec in specs
+        build_pool(open_dev(spec), max_passages=passages, max_queries=queries, seed=seed) for spec in specs
     ]
 
 

@@ -112,11 +112,11 @@ def score_on(pools: Sequence[DevPool]) -> Score:
 
 def pools_of(specs: Sequence[str], stopping: EarlyStopping, *, seed: int) -> list[DevPool]:
     """The dev pools of collections by name, as `medley train --dev` gives them."""
-    from medley.collections import load_collection
+    from medley.leaks.dev import open_dev
 
     return [
         build_pool(
-            load_collection(spec, default_split="dev"),
+            open_dev(spec),
             max_passages=stopping.pool_size,
             max_queries=stopping.queries,
             seed=seed,
