@@ -45,7 +45,7 @@ def test_a_reply_comes_with_its_counts_and_the_request_says_what_was_asked(serve
     assert server.paths == ["/v1/chat/completions"]
     assert chat.ledger.as_json() == {
         "calls": 1, "from_cache": 0, "retries": 0, "prompt_tokens": 10, "completion_tokens": 5, "usd": None,
-        "failures": {},
+        "failures": {}, "noted": {},
     }  # fmt: skip
 
 

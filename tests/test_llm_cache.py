@@ -49,6 +49,42 @@ def test_nothing_is_asked_twice_even_after_a_torn_line(server: ChatServer, tmp_p
     assert len(server.bodies) == 7
 
 
+def test_lines_that_are_cut_or_no_replies_are_counted_and_told(
+    server: ChatServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "replies.jsonl"
+    first = complete_many(chat_with(server, path), numbered(3))
+    lines = path.read_bytes().splitlines(keepends=True)
+    deep = lines[1][:21] + b'ffff", "tokens": [1, 1], "x": ' + b"[" * 100_000 + b', "format": 1}\n'
+    absurd = lines[1].replace(b'"tokens": [10', b'"tokens": [' + b"9" * 5000)
+    no_text = lines[2].replace(b'"text": "reply to', b'"text": 7, "x": "')
+    path.write_bytes(lines[0] + b"\x00\xff\n" + lines[1][:50] + b"\n" + absurd + no_text + deep)
+    chat = chat_with(server, path)
+    assert "3 lines are cut or damaged" in capfd.readouterr().err
+    assert complete_many(chat, numbered(3)) == first and chat.ledger.from_cache == 1
+    assert ReplyFile(path).get(lines[1][9:21].decode() + "ffff") is None
+
+
+def test_a_cache_that_cannot_be_read_is_told_before_anything_is_paid(
+    server: ChatServer, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path, tmp_path / "file" / "replies.jsonl"):
+        with pytest.raises(OutputError, match=r"cannot be read as a file of recorded replies"):
+            chat_with(server, path)
+    assert server.bodies == []
+
+
+@pytest.mark.parametrize("end", range(0, 700, 23))
+def test_a_cache_cut_at_any_byte_is_asked_for_the_rest(server: ChatServer, tmp_path: Path, end: int) -> None:
+    path = tmp_path / "replies.jsonl"
+    first = complete_many(chat_with(server, path), numbered(3))
+    path.write_bytes(path.read_bytes()[:end])
+    assert complete_many(chat_with(server, path), numbered(3)) == first
+    again = chat_with(server, path)
+    assert complete_many(again, numbered(3)) == first and again.ledger.from_cache == 3
+
+
 def test_the_same_request_made_at_once_is_sent_once(server: ChatServer, tmp_path: Path) -> None:
     server.script = lambda number, body: reply(f"reply {number}", latency_s=0.05)
     chat = chat_with(server, tmp_path / "replies.jsonl")
@@ -95,8 +131,8 @@ def test_replay_answers_what_was_recorded_and_nothing_else(server: ChatServer, t
 
 
 def test_a_file_that_cannot_be_written_is_one_sentence(server: ChatServer, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
     chat = chat_with(server, tmp_path / "file" / "replies.jsonl")
+    (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="a file stands where a folder is needed"):
         complete(chat, ASK, sampling=Sampling())
 

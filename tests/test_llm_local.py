@@ -18,6 +18,7 @@ from medley.llm import (
     ChatModel,
     LlmSettings,
     Message,
+    Reply,
     Request,
     Sampling,
     complete,
@@ -25,7 +26,8 @@ from medley.llm import (
     complete_structured,
     open_chat,
 )
-from medley.llm.local import _SeededNoise, prompt_of
+from medley.llm.local import _SeededNoise, decoded, prompt_of
+from medley.llm.messages import reply_from
 from transformers_serve import needs_serving, transformers_serve
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -79,6 +81,33 @@ def test_temperature_zero_is_the_models_own_greedy_decoding(local: ChatModel, fo
         new = wanted[0, inputs["input_ids"].shape[1] :]
         assert got.text == tokenizer.decode(new, skip_special_tokens=True)
         assert got.prompt_tokens == inputs["input_ids"].shape[1]
+
+
+def test_thinking_is_left_out_even_where_its_marks_are_special_tokens(folder: Path) -> None:
+    from transformers import AddedToken, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    words = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    plain = decoded(tokenizer, words("the heart"))
+    tokenizer.add_tokens(
+        [AddedToken(mark, special=True) for mark in ("<|channel|>", "<|message|>", "<|end|>", "<|x|>")]
+    )
+    written = words("<|channel|>analysis<|message|>vitamin<|end|><|channel|>final<|message|>the heart<|x|>")
+    assert "vitamin" in tokenizer.decode(written, skip_special_tokens=True)
+    assert reply_from(decoded(tokenizer, written), "stop", (1, 1)) == Reply(plain, "stop", 1, 1)
+    assert reply_from(
+        decoded(tokenizer, words("<|channel|>analysis<|message|>vitamin")), "length", (1, 1)
+    ).problem == ("only_reasoning")
+    assert decoded(tokenizer, words("the heart<|x|>")) == plain
+
+
+def test_a_batch_that_takes_long_is_told_of(
+    local: ChatModel, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("medley.llm.local.LINE_EVERY_S", -1.0)
+    complete_many(local, requests()[:2], concurrency=2)
+    lines = [line for line in capfd.readouterr().err.splitlines() if "has written" in line]
+    assert "has written 1 of at most 12 tokens of 2 replies, at most " in lines[0] and len(lines) <= 11
 
 
 def test_seeded_noise_draws_from_the_softmax() -> None:

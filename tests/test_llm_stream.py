@@ -95,7 +95,7 @@ def test_every_fault_of_a_bad_server_is_counted_and_every_row_is_answered(tmp_pa
     shares = {"limited": 0.06, "failed": 0.06, "drop": 0.06, "cut": 0.06, "invalid": 0.06, "hang": 0.01,
               "refusal": 0.06, "empty": 0.06}  # fmt: skip
     with server_process(latency_s=0.005, seed=3, **shares) as bad:
-        settings = LlmSettings(base_url=bad.url, model="m", backoff_s=0.01, timeout_s=1)
+        settings = LlmSettings(base_url=bad.url, model="m", backoff_s=0.01, timeout_s=1, retries=12)
         chat = open_chat(settings, tmp_path / "replies.jsonl")
         replies = complete_many(chat, numbered(600), concurrency=64)
         stats = bad.stats()

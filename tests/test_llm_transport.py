@@ -1,12 +1,15 @@
-"""The client's HTTP, against answers cut anywhere and real servers: connections kept, proxies, TLS."""
+"""The client's HTTP against real servers, sound and unsound ones: connections kept, bounds, proxies, TLS."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import ssl
 import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,14 +20,25 @@ from llm_calls import ASK, chat_with, numbered
 from llm_server import Answer, ChatServer, completion, serving
 from medley.errors import EndpointError
 from medley.llm import (
+    ChatModel,
+    LlmSettings,
     Sampling,
     complete,
     complete_many,
+    complete_stream,
+    open_chat,
 )
+from medley.llm.transport import LONGEST_ANSWER, read_answer
 from medley.llm.transport import Answer as Received
-from medley.llm.transport import read_answer
+from raw_server import CLOSE, RawServer, serving_bytes, whole
 
 pytestmark = pytest.mark.usefixtures("no_proxy_and_no_key")
+
+
+@pytest.fixture
+def raw() -> Iterator[RawServer]:
+    with serving_bytes() as server:
+        yield server
 
 
 BODY = b'{"a": "\xc3\xa4 and \r\n\r\n more"}'
@@ -100,6 +114,146 @@ def test_a_proxy_is_told_the_whole_address(server: ChatServer, monkeypatch: pyte
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert complete(chat_with(server), ASK, sampling=Sampling()).text == "fine"
     assert server.paths[-1] == "/v1/chat/completions"
+
+
+def asked_of(url: str, count: int = 1, **values: object) -> tuple[list[str], ChatModel]:
+    """Texts of replies to so many requests, one after the other, and the client."""
+    chat = open_chat(LlmSettings(base_url=url, model="m", backoff_s=0.01, **values))  # type: ignore[arg-type]
+    return [reply.text for reply in complete_many(chat, numbered(count), concurrency=1)], chat
+
+
+@pytest.mark.parametrize("late", ["with the answer", "with its end", "while idle"])
+@pytest.mark.parametrize("extra", [whole("stale"), b"garbage", b"\r\n"])
+def test_bytes_after_a_reply_are_never_the_next_reply(raw: RawServer, late: str, extra: bytes) -> None:
+    def script(number: int) -> Iterator[bytes]:
+        answer = whole(f"reply {number}")
+        if late == "with the answer":
+            yield answer + extra
+        elif late == "with its end":
+            yield answer[:-5]
+            time.sleep(0.02)
+            yield answer[-5:] + extra
+        else:
+            yield answer
+            time.sleep(0.02)
+            yield extra
+
+    raw.script = script
+    chat = open_chat(LlmSettings(base_url=raw.url, model="m", backoff_s=0.01))
+    pauses = (request for request in numbered(4) if time.sleep(0.05) is None)
+    texts = [reply.text for reply in complete_stream(chat, pauses, concurrency=1)]
+    assert texts == [f"reply {i}" for i in range(4)] and chat.ledger.retries == 0
+
+
+ENDLESS = b'{"choices": [{"message": {"content": "' + b"x" * (1 << 16)
+HEAD = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    "head", [b"Transfer-Encoding: chunked\r\n\r\n", b"\r\n", b"Content-Length: 2000000000\r\n\r\n"]
+)
+def test_an_endless_reply_is_not_read_to_its_end(raw: RawServer, head: bytes) -> None:
+    piece = b"%x\r\n%s\r\n" % (len(ENDLESS), ENDLESS) if b"chunked" in head else ENDLESS
+
+    def script(number: int) -> Iterator[bytes]:
+        yield HEAD + head
+        for _ in range(2_000_000_000 // len(piece)):
+            yield piece
+
+    raw.script = script
+    start = time.monotonic()
+    with pytest.raises(EndpointError, match=r"longer than 64 MiB"):
+        asked_of(raw.url, retries=0)
+    assert time.monotonic() - start < 10 and raw.written < 2 * LONGEST_ANSWER
+
+
+def test_a_reply_that_trickles_is_a_timeout(raw: RawServer) -> None:
+    def script(number: int) -> Iterator[bytes]:
+        yield HEAD + b"\r\n"
+        for _ in range(100):
+            time.sleep(0.05)
+            yield b"x"
+
+    raw.script = script
+    with pytest.raises(EndpointError, match=r"no reply within 0\.3 s"):
+        asked_of(raw.url, retries=0, timeout_s=0.3)
+
+
+SHORT = whole("fine").replace(b"Content-Length: ", b"Content-Length: 1")
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        whole("fine")[:-9],  # closed early
+        SHORT,  # promises more than it sends
+        whole("fine").replace(b"Content-Length: ", b"Content-Length: -"),
+        whole("fine").replace(b"Content-Length: ", b"Content-Length: x"),
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\nnonsense\r\n{}\r\n0\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n-5\r\n{}\r\n0\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n{}",
+        HEAD + b"X: " + b"y" * 1_000_000 + b"\r\n\r\n{}",
+        HEAD + b"X: y\r\n" * 100_000 + b"\r\n{}",
+        HEAD + b"no header\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9\r\n\r\n",
+        b"HTTP/1.1 999999999999 X\r\n\r\n",
+        b"\x00" * 100,
+        CLOSE,
+    ],
+)  # fmt: skip
+def test_what_is_no_sound_http_is_one_sentence(raw: RawServer, piece: bytes) -> None:
+    raw.script = lambda number: [piece, CLOSE]
+    with pytest.raises(EndpointError, match=r"127\.0\.0\.1") as caught:
+        asked_of(raw.url, retries=1)
+    assert len(raw.requests) == 2 and "\n" not in str(caught.value)
+    raw.script = lambda number: [piece, CLOSE] if number < 3 else [whole("fine"), CLOSE]
+    assert asked_of(raw.url)[0] == ["fine"]  # it may pass
+
+
+def test_a_length_that_is_too_short_cuts_one_reply_and_no_other(raw: RawServer) -> None:
+    sound = whole("fine")
+    cut = re.sub(rb"Content-Length: \d+", b"Content-Length: 40", sound)
+    raw.script = lambda number: [cut if number == 0 else sound]
+    texts, chat = asked_of(raw.url, 3)
+    assert texts == ["fine"] * 3 and chat.ledger.failures == {"invalid_answer": 1}
+
+
+def test_a_redirect_is_not_followed_and_takes_no_key_elsewhere(
+    raw: RawServer, server: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-topsecret")
+    for status in (301, 302, 303, 307, 308):
+        moved = f"HTTP/1.1 {status} X\r\nLocation: {server.url}/chat/completions\r\nContent-Length: 0\r\n\r\n"
+        raw.script = lambda number, moved=moved: [moved.encode()]
+        with pytest.raises(EndpointError, match="points elsewhere"):
+            asked_of(raw.url, api_key_env="MY_KEY")
+    assert server.bodies == [] and b"sk-topsecret" in raw.requests[0]
+
+
+def test_this_machine_is_reached_without_a_proxy(server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert asked_of(server.url)[0] == ["fine"]
+    assert asked_of(server.url.replace("127.0.0.1", "localhost"))[0] == ["fine"]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_fails_is_named_without_its_password(
+    raw: RawServer, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setenv(f"{scheme}_proxy", "http://me:topsecret@127.0.0.1:9")
+    with pytest.raises(
+        EndpointError, match=r"model\.example.* through the proxy 127\.0\.0\.1:9.*NO_PROXY"
+    ) as caught:
+        asked_of(f"{scheme}://model.example/v1", retries=0)
+    assert "topsecret" not in str(caught.value)
+    raw.script = lambda number: [b"HTTP/1.1 407 X\r\nContent-Length: 0\r\n\r\n", CLOSE]
+    monkeypatch.setenv(f"{scheme}_proxy", f"http://127.0.0.1:{raw.port}")
+    with pytest.raises(EndpointError, match=rf"proxy 127\.0\.0\.1:{raw.port}.*407"):
+        asked_of(f"{scheme}://model.example/v1", retries=0)
+    monkeypatch.setenv(f"{scheme}_proxy", "socks5://127.0.0.1:9")
+    with pytest.raises(EndpointError, match="only http"):
+        asked_of(f"{scheme}://model.example/v1", retries=0)
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with the openssl command")

@@ -11,6 +11,7 @@ import typer
 from medley.cli_llm import (
     BudgetTokens,
     Concurrency,
+    LlmExtra,
     LlmLocal,
     LlmModel,
     LlmUrl,
@@ -53,6 +54,7 @@ def guard(
     llm_url: LlmUrl = None,
     llm_model: LlmModel = None,
     llm_local: LlmLocal = None,
+    llm_extra: LlmExtra = None,
     concurrency: Concurrency = 8,
     budget_tokens: BudgetTokens = None,
     seed: Seed = 13,
@@ -69,7 +71,7 @@ def guard(
     from medley.guard.settings import GuardSettings
     from medley.pairs import pairs_from_collection, read_pairs, write_pairs
 
-    llm = llm_settings(llm_url, llm_model, llm_local, concurrency, budget_tokens)
+    llm = llm_settings(llm_url, llm_model, llm_local, llm_extra, concurrency, budget_tokens)
     if judge is None and llm is not None:
         raise InputError(
             "a language model is named, but no --judge; say what it judges: all, suspected or left."

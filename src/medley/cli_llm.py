@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,14 @@ LlmLocal = Annotated[
         "--llm-local", help="Instead of an endpoint: a model folder or hub id, run in this process."
     ),
 ]
+LlmExtra = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--llm-extra",
+        metavar="KEY=JSON",
+        help="A further field of each request, as the endpoint wants it, such as enable_thinking=false; repeatable.",
+    ),
+]
 Concurrency = Annotated[int, typer.Option("--concurrency", help="Requests in flight.")]
 BudgetTokens = Annotated[
     int | None, typer.Option("--budget-tokens", help="Stop cleanly before more tokens are used.")
@@ -27,14 +36,22 @@ BudgetTokens = Annotated[
 
 
 def llm_settings(
-    url: str | None, model: str | None, local: str | None, concurrency: int, budget_tokens: int | None
+    url: str | None,
+    model: str | None,
+    local: str | None,
+    extra: Sequence[str] | None,
+    concurrency: int,
+    budget_tokens: int | None,
 ) -> LlmSettings | None:
     """The language model that the options name; None where they name none.
 
     Raises InputError where they name half of one, or two.
     """
     from medley.llm import LlmSettings
+    from medley.llm.extra import extra_from_options
 
+    if extra and url is None:
+        raise InputError("--llm-extra needs --llm-url: fields go with the requests to an endpoint.")
     if url is None and local is None:
         if model is not None:
             raise InputError("--llm-model needs --llm-url: where the endpoint is.")
@@ -44,7 +61,12 @@ def llm_settings(
     if url is not None and model is None:
         raise InputError("--llm-model is required with --llm-url; name the model that the endpoint serves.")
     return LlmSettings(
-        base_url=url, model=model, local=local, concurrency=concurrency, budget_tokens=budget_tokens
+        base_url=url,
+        model=model,
+        local=local,
+        extra_body=extra_from_options(extra or (), "--llm-extra"),
+        concurrency=concurrency,
+        budget_tokens=budget_tokens,
     )
 
 

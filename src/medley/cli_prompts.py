@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medley.cli_llm import BudgetTokens, Concurrency, LlmLocal, LlmModel, LlmUrl, llm_settings
+from medley.cli_llm import BudgetTokens, Concurrency, LlmExtra, LlmLocal, LlmModel, LlmUrl, llm_settings
 from medley.cli_options import Force, Json, Seed
 from medley.errors import InputError
 
@@ -43,6 +43,7 @@ def tune_prompt(
     llm_url: LlmUrl = None,
     llm_model: LlmModel = None,
     llm_local: LlmLocal = None,
+    llm_extra: LlmExtra = None,
     concurrency: Concurrency = 8,
     budget_tokens: BudgetTokens = None,
     seed: Seed = 13,
@@ -67,7 +68,7 @@ def tune_prompt(
     settings = PromptSettings.model_validate(
         {"method": method, "budget": budget, "count": count, "library": library, "alpha": alpha}
     )
-    llm = llm_settings(llm_url, llm_model, llm_local, concurrency, budget_tokens)
+    llm = llm_settings(llm_url, llm_model, llm_local, llm_extra, concurrency, budget_tokens)
     if method == "gepa" and llm is None:
         raise InputError(
             "--method gepa needs a language model to reflect; give --llm-url and --llm-model, or use --method edit."

@@ -16,6 +16,7 @@ import typer
 from medley.cli_llm import (
     BudgetTokens,
     Concurrency,
+    LlmExtra,
     LlmLocal,
     LlmModel,
     LlmUrl,
@@ -56,6 +57,7 @@ def negatives(
     llm_url: LlmUrl = None,
     llm_model: LlmModel = None,
     llm_local: LlmLocal = None,
+    llm_extra: LlmExtra = None,
     kinds: Kinds = None,
     kinds_file: Annotated[
         Path | None, typer.Option(help="A file of kinds instead of the bundled one.")
@@ -70,7 +72,7 @@ def negatives(
     """Write hard negatives for pairs. By a language model, or by perturbing positives where none is named."""
     from medley.claim import claimed
 
-    llm = llm_settings(llm_url, llm_model, llm_local, concurrency, budget_tokens)
+    llm = llm_settings(llm_url, llm_model, llm_local, llm_extra, concurrency, budget_tokens)
     if llm is None:
         if kinds or kinds_file or prompt:
             raise InputError(
@@ -125,6 +127,7 @@ def queries(
     llm_url: LlmUrl = None,
     llm_model: LlmModel = None,
     llm_local: LlmLocal = None,
+    llm_extra: LlmExtra = None,
     per_passage: Annotated[int, typer.Option(help="Queries asked for, for each passage.")] = 1,
     passages: Annotated[
         int | None, typer.Option(help="So many passages, drawn at random; default: all.")
@@ -146,7 +149,7 @@ def queries(
     from medley.synthesize import ConsistencySettings, QuerySettings, Tally, pairs_from_corpus
 
     llm = required_llm(
-        llm_settings(llm_url, llm_model, llm_local, concurrency, budget_tokens), "writing queries"
+        llm_settings(llm_url, llm_model, llm_local, llm_extra, concurrency, budget_tokens), "writing queries"
     )
     settings = QuerySettings(
         per_passage=per_passage,
@@ -180,6 +183,7 @@ def tasks(
     llm_url: LlmUrl = None,
     llm_model: LlmModel = None,
     llm_local: LlmLocal = None,
+    llm_extra: LlmExtra = None,
     consistency: Consistency = None,
     top_k: TopK = 20,
     concurrency: Concurrency = 8,
@@ -200,7 +204,7 @@ def tasks(
     )
 
     llm = required_llm(
-        llm_settings(llm_url, llm_model, llm_local, concurrency, budget_tokens), "inventing tasks"
+        llm_settings(llm_url, llm_model, llm_local, llm_extra, concurrency, budget_tokens), "inventing tasks"
     )
     settings = TaskSettings(
         tasks=tasks,

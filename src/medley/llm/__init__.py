@@ -72,4 +72,4 @@ def open_chat(settings: LlmSettings, cache: Path | None = None) -> ChatModel:
         model: ChatModel = open_local(settings)
     else:
         model = Endpoint(settings, Tokens() if replies is None else replies.spent)
-    return model if replies is None else Cached(model, replies)
+    return model if replies is None else Cached(model, replies, settings.extra_body)

@@ -13,26 +13,31 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from medley.errors import EndpointError
+from pydantic import JsonValue
+
+from medley.errors import EndpointError, OutputError
 from medley.files import explained_write_errors
 from medley.llm.index import OffsetIndex
 from medley.llm.ledger import Ledger, Tokens
 from medley.llm.messages import Ask, ChatModel, Message, Reply, Request, as_json, request_key
+from medley.progress import say
 
 _CHUNK = 1 << 14
-_HEAD = re.compile(rb'\{"key": "([0-9a-f]{16})", "tokens": \[(\d+), (\d+)\], ')
+_HEAD = re.compile(rb'\{"key": "([0-9a-f]{16})", "tokens": \[(\d{1,15}), (\d{1,15})\], ')
 """How a line begins: enough to index it without parsing the texts."""
 _TAIL = b', "format": 1}'
 """How a whole line ends, and no torn one: inside a text the quotes would be escaped."""
 
 
 class ReplyFile:
-    """A file of recorded replies by request key. Safe to use from several threads."""
+    """A file of recorded replies by request key; lines that are cut or damaged are counted and told. Safe to use from
+    several threads. Raises OutputError for what cannot be read as a file.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,18 +45,31 @@ class ReplyFile:
         self._index = OffsetIndex()
         self._lock = threading.Lock()
         self._file: int | None = None
-        if path.is_file():
-            self._read_index()
+        try:
+            damaged = self._read_index()
+        except FileNotFoundError:
+            return
+        except OSError as problem:
+            raise OutputError(
+                f"{path}: cannot be read as a file of recorded replies ({problem.strerror}); move it away, or make it "
+                "readable."
+            ) from problem
+        if damaged:
+            say(f"{path}: {damaged} lines are cut or damaged and passed over; what they held is asked again.")
 
-    def _read_index(self) -> None:
-        offset = 0
+    def _read_index(self) -> int:
+        """Index the file; the number of lines that hold no reply."""
+        offset = damaged = 0
         with self.path.open("rb") as stream:
             for raw in stream:
                 head = _HEAD.match(raw)
                 if head and raw.removesuffix(b"\n").endswith(_TAIL):
                     self._index.put(int(head[1], 16) or 1, offset)
                     self.spent += Tokens(int(head[2]), int(head[3]))
+                else:
+                    damaged += 1
                 offset += len(raw)
+        return damaged
 
     def __len__(self) -> int:
         return len(self._index)
@@ -71,8 +89,14 @@ class ReplyFile:
             row = json.loads(line)
             if row["key"] != key:
                 return None
-            return Reply(row["reply"]["text"], row["reply"]["finish_reason"], *map(int, row["tokens"]))
-        except (ValueError, KeyError, TypeError):
+            said, (asked, written) = row["reply"], map(int, row["tokens"])
+            text, reason = said["text"], said["finish_reason"]
+            return (
+                Reply(text, reason, asked, written)
+                if isinstance(text, str) and isinstance(reason, str)
+                else None
+            )
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None  # torn, or edited by hand: ask again
 
     def add(self, key: str, model: str, messages: Sequence[Message], reply: Reply) -> None:
@@ -110,11 +134,15 @@ class ReplyFile:
 
 class Cached:
     """A chat model whose replies are on disk before they are used. Refusals of the server are asked again
-    next time; the same request made twice at once is sent once.
+    next time; the same request made twice at once is sent once. `extra` are the fields that the model adds to each
+    request.
     """
 
-    def __init__(self, model: ChatModel, replies: ReplyFile) -> None:
+    def __init__(
+        self, model: ChatModel, replies: ReplyFile, extra: Mapping[str, JsonValue] | None = None
+    ) -> None:
         self._model = model
+        self._extra = extra
         self._replies = replies
         self._hits = 0
 
@@ -135,7 +163,7 @@ class Cached:
         async with self._model.session() as ask:
 
             async def ask_once(request: Request) -> Reply:
-                key = request_key(self.name, request.messages, request.sampling)
+                key = request_key(self.name, request.messages, request.sampling, self._extra)
                 while key in under_way:
                     await under_way[key].wait()
                 known = self._replies.get(key)

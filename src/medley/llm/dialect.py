@@ -7,11 +7,21 @@ request, the next dialect to try.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from medley.llm.messages import Message, Reply, Request, Sampling, as_json, estimated_tokens
+from pydantic import JsonValue
+
+from medley.llm.messages import Message, Reply, Request, Sampling, as_json, estimated_tokens, reply_from
+from medley.llm.transport import Answer
+
+TEXT_PARTS = ("text", "output_text", None)
+"""Types of a content part that is text; a bare string has none."""
+THINKING_PARTS = ("thinking", "reasoning", "redacted_thinking")
+MOST_TOKENS = 10_000_000
+"""No prompt or reply has more tokens; a server that counts more is not believed."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +47,10 @@ class Dialect:
         return Dialect(**{name: getattr(self, name) and getattr(other, name) for name in names})
 
 
-def request_body(model: str, request: Request, dialect: Dialect) -> bytes:
-    """The JSON of one request."""
+def request_body(model: str, request: Request, dialect: Dialect, extra: Mapping[str, JsonValue]) -> bytes:
+    """The JSON of one request; `extra` are fields of the user's own."""
     messages, sampling = request.messages, request.sampling
-    body: dict[str, Any] = {"model": model, "messages": as_json(messages)}
+    body: dict[str, Any] = {"model": model, "messages": as_json(messages), **extra}
     if dialect.temperature:
         body["temperature"] = sampling.temperature
     body["max_tokens" if dialect.max_tokens else "max_completion_tokens"] = sampling.max_tokens
@@ -53,50 +63,125 @@ def request_body(model: str, request: Request, dialect: Dialect) -> bytes:
     return json.dumps(body).encode()
 
 
-def adapted(dialect: Dialect, sampling: Sampling, complaint: str) -> Dialect | None:
-    """The dialect to try after a 400 or 422 with this error text; None where nothing is left to change."""
-    if dialect.max_tokens and "max_completion_tokens" in complaint:
+def adapted(dialect: Dialect, sampling: Sampling, answer: Answer) -> Dialect | None:
+    """The dialect to try after a 400 or 422; None where nothing is left to change.
+
+    Servers name a parameter in quotes of any kind, in lists of locations or plainly, so it is looked for as a word in
+    all that they say. A word that was meant otherwise costs one attempt: a dialect that does not help is forgotten.
+    """
+    said = re.sub(
+        r"\\(u[0-9a-fA-F]{4}|.)", " ", answer.body.decode("utf-8", "replace")
+    )  # JSON's escapes are no letters
+
+    def named(parameter: str) -> bool:
+        return re.search(rf"(?<!\w){parameter}(?!\w)", said) is not None
+
+    if dialect.max_tokens and named("max_completion_tokens"):
         return replace(dialect, max_tokens=False)
-    if dialect.temperature and "'temperature'" in complaint:
+    if dialect.temperature and named("temperature"):
         return replace(dialect, temperature=False)
-    if dialect.seed and "'seed'" in complaint:
+    if dialect.seed and named("seed"):
         return replace(dialect, seed=False)
     if dialect.json_schema and sampling.json_schema:
         return replace(dialect, json_schema=False)
     return None
 
 
-def reply_of(body: bytes, messages: Sequence[Message]) -> Reply:
-    """The reply in a completion's JSON. Raises ValueError for anything that is no chat completion.
+def reply_of(answer: Answer, messages: Sequence[Message]) -> Reply:
+    """The reply in a completion's JSON. Raises ValueError, saying what is wrong, for anything that is no text.
 
-    A server that does not count tokens is billed by estimate. A refusal in a field of its own counts as filtered.
+    Tokens that a server does not count, or counts as no server can, are billed by estimate. A refusal in a field of
+    its own counts as filtered, an empty list of choices as a rejected request.
     """
-    try:
-        answer = json.loads(body)
-        choice = answer["choices"][0]
-        message = choice["message"]
-        text = message.get("content") or ""
-        refused = not text and message.get("refusal")
-        reason = "content_filter" if refused else choice.get("finish_reason") or "stop"
-        usage = answer.get("usage") or {}
-        asked = usage.get("prompt_tokens")
-        written = usage.get("completion_tokens")
-        return Reply(
-            str(text),
-            str(reason),
-            sum(estimated_tokens(m.content) for m in messages) if asked is None else int(asked),
-            estimated_tokens(text) if written is None else int(written),
-        )
-    except (KeyError, IndexError, TypeError, AttributeError) as problem:
-        raise ValueError("no chat completion") from problem
+    body = answer.json()
+    choices = body.get("choices") if isinstance(body, dict) else None
+    if not isinstance(body, dict) or not isinstance(choices, list):
+        raise ValueError("it has no choices")
+    choice = choices[0] if choices else {"message": {}, "finish_reason": "rejected"}
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(message, dict):
+        raise ValueError("it has no message")
+    text, thought = _text_of(message.get("content"))
+    thought = thought or any(message.get(name) for name in ("reasoning_content", "reasoning", "thinking"))
+    reason = choice.get("finish_reason") or "stop"
+    if not isinstance(reason, str):
+        raise ValueError(f"its finish_reason is {_kind(reason)}, not text")
+    usage = body.get("usage")
+    counts = usage if isinstance(usage, dict) else {}
+    asked = _count(counts.get("prompt_tokens"), least=1)
+    written = _count(counts.get("completion_tokens"), least=bool(text))
+    tokens = (
+        sum(estimated_tokens(m.content) for m in messages) if asked is None else asked,
+        estimated_tokens(text) if written is None else written,
+    )
+    if not text and message.get("refusal"):
+        return Reply("", "content_filter", *tokens)
+    return reply_from(text, reason, tokens, thought=thought, estimated=asked is None or written is None)
 
 
-def complaint_of(body: bytes) -> str:
+def _text_of(content: object) -> tuple[str, bool]:
+    """The text of a message's content, and whether parts of it were thinking. Raises ValueError for what is no text."""
+    if content is None or isinstance(content, str):
+        return content or "", False
+    if not isinstance(content, list):
+        raise ValueError(f"its content is {_kind(content)}, not text")
+    texts, thought = [], False
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        said = part.get("text") if isinstance(part, dict) else part
+        if kind in THINKING_PARTS:
+            thought = True
+        elif isinstance(said, str) and kind in TEXT_PARTS:
+            texts.append(said)
+        else:
+            raise ValueError(
+                f"a part of its content is {kind if isinstance(kind, str) else _kind(part)}, not text"
+            )
+    return "".join(texts), thought
+
+
+def _kind(value: object) -> str:
+    """A JSON value's type, with an article."""
+    kinds = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "an object",
+    }
+    return kinds.get(type(value), "null")
+
+
+def _count(value: object, *, least: int) -> int | None:
+    """A number of tokens; None for what cannot be one, since budgets and ledgers add it up."""
+    if isinstance(value, float) and value.is_integer():  # some servers know no other numbers
+        value = int(value)
+    sound = isinstance(value, int) and not isinstance(value, bool) and least <= value <= MOST_TOKENS
+    return value if sound and isinstance(value, int) else None
+
+
+def complaint_of(answer: Answer) -> str:
     """The error text in a server's answer, in one line."""
     try:
-        answer = json.loads(body)
-        error = answer.get("error", answer.get("detail", answer)) if isinstance(answer, dict) else answer
-        text = error.get("message", error) if isinstance(error, dict) else error
+        said = " ".join(_messages(answer.json()))
     except ValueError:
-        text = body.decode("utf-8", "replace")
-    return " ".join(str(text).split())
+        said = ""
+    return " ".join((said or answer.body[:2000].decode("utf-8", "replace")).split())
+
+
+def _messages(value: object, depth: int = 8) -> Iterator[str]:
+    """The messages in an error's JSON, however it wraps them; a location, as FastAPI gives it, before its message."""
+    if not depth:
+        return
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _messages(item, depth - 1)
+    elif isinstance(value, dict):
+        place = value.get("loc")
+        if isinstance(place, list):
+            yield ".".join(map(str, place)) + ":"
+        for name in ("error", "errors", "detail", "message", "msg"):
+            yield from _messages(value.get(name), depth - 1)

@@ -7,18 +7,18 @@ the settings name and goes into a request's header and nowhere else.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from medley.errors import EndpointError
+from medley.llm.addresses import key_in, tell_plain, without
 from medley.llm.dialect import Dialect, adapted, complaint_of, reply_of, request_body
 from medley.llm.ledger import NOTHING, Books, Budget, Ledger, Tokens
 from medley.llm.messages import Ask, Reply, Request
 from medley.llm.settings import LlmSettings
-from medley.llm.transport import Answer, LostError, Transport
+from medley.llm.transport import LostError, Transport
 from medley.llm.trouble import Trouble, invalid_answer, trouble_of_loss, trouble_of_status
 from medley.progress import say
 
@@ -34,8 +34,8 @@ class Endpoint:
         self.settings = settings
         self.name = settings.model
         self.base_url = settings.base_url
-        self.where = settings.base_url.partition("?")[0]
-        self._key = os.environ.get(settings.api_key_env, "").strip()
+        self.where = self.address = settings.base_url.partition("?")[0]
+        self._key = key_in(settings.api_key_env)
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -55,10 +55,12 @@ class Endpoint:
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Ask]:
         """Open connections; asking raises BudgetSpentError for a request that was not sent."""
+        tell_plain(self.base_url, with_key=bool(self._key))
         try:
             transport = Transport(self.base_url, self.settings.timeout_s, self._headers)
         except LostError as problem:
             raise EndpointError(trouble_of_loss(problem, self.settings, self.where).sentence) from problem
+        self.where = self.address + transport.via
 
         async def ask(request: Request) -> Reply:
             texts = (message.content.encode("utf-8", "surrogatepass") for message in request.messages)
@@ -68,10 +70,8 @@ class Endpoint:
                 settle(Tokens(reply.prompt_tokens, reply.completion_tokens))
             return reply
 
-        try:
+        async with transport:
             yield ask
-        finally:
-            transport.close()
 
     async def _ask_patiently(self, transport: Transport, request: Request) -> Reply:
         attempt = fruitless = 0
@@ -99,24 +99,28 @@ class Endpoint:
         dialect: Dialect | None = self._dialect
         while dialect is not None:
             try:
-                body = request_body(self.name, request, dialect)
+                body = request_body(self.name, request, dialect, self.settings.extra_body)
                 answer = await transport.post("/chat/completions", body)
             except LostError as problem:
                 return trouble_of_loss(problem, self.settings, self.where)
             if answer.status == 200:
                 try:
-                    reply = reply_of(answer.body, request.messages)
-                except ValueError:
-                    return invalid_answer(answer, self.where)
+                    reply = reply_of(answer, request.messages)
+                except ValueError as problem:
+                    return invalid_answer(answer, problem, self.where)
                 self._remember(dialect)
                 self._books.paid(reply)
                 self._answered += 1
+                if reply.finish_reason == "rejected":
+                    self._rejected("the answer holds no reply (`choices` is empty)")
                 return reply
             if answer.status not in (400, 413, 422):
                 return trouble_of_status(answer, self.settings, self.where, key_is_set=bool(self._key))
-            dialect = adapted(dialect, request.sampling, complaint_of(answer.body))
-        self._books.failed("rejected")
-        self._complain(answer)
+            dialect = adapted(dialect, request.sampling, answer)
+        self._rejected(
+            f"a request was refused as such ({answer.status}): {complaint_of(answer)[:300]} (give fields that it wants "
+            "besides as llm.extra_body or --llm-extra)"
+        )
         return Reply("", "rejected")
 
     def _remember(self, dialect: Dialect) -> None:
@@ -126,13 +130,12 @@ class Endpoint:
         if lost:
             say(f"{self.where}: the server takes no {' and no '.join(lost)}; asking without.")
 
-    def _complain(self, answer: Answer) -> None:
-        """Tell the user once why requests are refused as such."""
+    def _rejected(self, reason: str) -> None:
+        """Count a request without a reply, and tell the user once why."""
+        self._books.failed("rejected")
         if not self._complained:
             self._complained = True
-            text = complaint_of(answer.body)
-            text = text.replace(self._key, "***") if self._key else text
-            say(f"{self.where}: a request was refused as such ({answer.status}): {text[:300]}")
+            say(f"{self.where}: {without(self._key, reason)}")
 
     def _retries(self, trouble: Trouble) -> int:
         """A server that has never answered and cannot be reached is told of at once."""

@@ -26,8 +26,9 @@ class Ledger:
     """Counts of one process's work: `calls` were answered and paid for, `from_cache` cost nothing.
 
     `retries` are attempts after a failed one; `failures` counts failed attempts by name (limited, server_error,
-    timeout, broken, unreachable, invalid_answer, rejected). What an endpoint charges for an attempt whose answer
-    was lost is not known and not in here. `usd` is None without prices.
+    timeout, broken, unreachable, invalid_answer, rejected). `noted` counts replies by what was left out or guessed:
+    `thinking` is no part of a reply's text, `estimated` tokens were not counted by the server, or not credibly. What an
+    endpoint charges for an attempt whose answer was lost is not known and not in here. `usd` is None without prices.
     """
 
     calls: int = 0
@@ -37,6 +38,7 @@ class Ledger:
     completion_tokens: int = 0
     usd: float | None = None
     failures: Mapping[str, int] = field(default_factory=dict)
+    noted: Mapping[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """For manifests."""
@@ -48,7 +50,11 @@ class Ledger:
         money = "" if self.usd is None else f", {self.usd:.4f} USD"
         failed = ", ".join(f"{count} {name}" for name, count in sorted(self.failures.items()))
         trouble = f"; {self.retries} retries ({failed})" if failed else ""
-        return f"{self.calls} calls ({tokens}{money}), {self.from_cache} replies from the cache{trouble}"
+        words = {"thinking": "thinking left out of {} replies", "estimated": "tokens of {} replies estimated"}
+        notes = "".join("; " + words[name].format(count) for name, count in sorted(self.noted.items()))
+        return (
+            f"{self.calls} calls ({tokens}{money}), {self.from_cache} replies from the cache{trouble}{notes}"
+        )
 
 
 class Books:
@@ -59,6 +65,7 @@ class Books:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
+        self._noted: Counter[str] = Counter()
 
     def paid(self, reply: Reply) -> None:
         """A reply came."""
@@ -66,6 +73,7 @@ class Books:
             self._counts["calls"] += 1
             self._counts["prompt_tokens"] += reply.prompt_tokens
             self._counts["completion_tokens"] += reply.completion_tokens
+            self._noted.update(reply.notes)
 
     def failed(self, name: str) -> None:
         """An attempt gave no reply."""
@@ -81,7 +89,7 @@ class Books:
     def ledger(self) -> Ledger:
         """The state now."""
         with self._lock:
-            ledger = Ledger(**self._counts, failures=dict(self._failures))
+            ledger = Ledger(**self._counts, failures=dict(self._failures), noted=dict(self._noted))
         if self._prices is None:
             return ledger
         return replace(ledger, usd=self._prices.usd(ledger.prompt_tokens, ledger.completion_tokens))

@@ -7,6 +7,7 @@ a chat template the conversation goes through it, without one the messages are j
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from medley.encoder import quiet_loading
 from medley.errors import ModelError
 from medley.llm.ledger import Books, Ledger
-from medley.llm.messages import Ask, Message, Reply, Request, Sampling, as_json
+from medley.llm.messages import Ask, Message, Reply, Request, Sampling, as_json, reply_from
 from medley.llm.settings import LlmSettings
 from medley.model_name import model_identity, resolve_base
+from medley.progress import LINE_EVERY_S, say
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +26,21 @@ if TYPE_CHECKING:
 GATHER_S = 0.01
 """A batch that is not full waits so long for further requests."""
 
+
+THINKING_TOKENS = frozenset(
+    (
+        "<|channel|>",
+        "<|message|>",
+        "<|start|>",
+        "<|end|>",
+        "<|return|>",
+        "<think>",
+        "</think>",
+        "[THINK]",
+        "[/THINK]",
+    )
+)
+"""Special tokens round thinking: of the harmony format (gpt-oss), and tags that some tokenizers hold as special."""
 
 Complete = Callable[[Sequence[Request]], list[Reply]]
 
@@ -79,6 +96,7 @@ def _open_transformers(local: str) -> Complete:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path, device = resolve_base(local), "cuda" if torch.cuda.is_available() else "cpu"
+    say(f"{local}: loading the language model, to run on {device}")
     with quiet_loading():
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
@@ -115,9 +133,12 @@ def generate(model: Any, tokenizer: Any, requests: Sequence[Request]) -> list[Re
         eos_token_id=sorted(ends) or None,
         pad_token_id=tokenizer.pad_token_id,
     )
-    noise = LogitsProcessorList([_SeededNoise([request.sampling for request in requests])])
+    noise = _SeededNoise([request.sampling for request in requests])
+    pace = _Pace(len(requests), config.max_new_tokens)
     with torch.inference_mode():
-        rows = model.generate(**batch, generation_config=config, logits_processor=noise)
+        rows = model.generate(
+            **batch, generation_config=config, logits_processor=LogitsProcessorList([noise, pace])
+        )
     length = batch["input_ids"].shape[1]
     asked = batch["attention_mask"].sum(dim=1).tolist()
     return [
@@ -137,8 +158,19 @@ def prompt_of(tokenizer: Any, messages: Sequence[Message]) -> str:
 def _reply(tokenizer: Any, row: list[int], ends: set[int], most: int, asked: int) -> Reply:
     stop = next((place for place, token in enumerate(row[:most]) if token in ends), None)
     written = row[:most] if stop is None else row[:stop]
-    text = tokenizer.decode(written, skip_special_tokens=True)
-    return Reply(text, "length" if stop is None else "stop", asked, len(written) + (stop is not None))
+    text = decoded(tokenizer, written)
+    return reply_from(text, "length" if stop is None else "stop", (asked, len(written) + (stop is not None)))
+
+
+def decoded(tokenizer: Any, token_ids: Sequence[int]) -> str:
+    """The text of tokens without special ones, but for those that say where thinking begins and ends."""
+    special = {
+        number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+    if not any(special.get(number) in THINKING_TOKENS for number in token_ids):
+        return str(tokenizer.decode(token_ids, skip_special_tokens=True))
+    kept = [number for number in token_ids if number not in special or special[number] in THINKING_TOKENS]
+    return str(tokenizer.decode(kept, skip_special_tokens=False))
 
 
 class _SeededNoise:
@@ -168,6 +200,26 @@ class _SeededNoise:
         return scores_BV
 
 
+class _Pace:
+    """Says how far a batch is, now and then: on a CPU one takes minutes, and nothing else is heard of it."""
+
+    def __init__(self, replies: int, most: int) -> None:
+        self._replies, self._most, self._done = replies, most, 0
+        self._start = self._last = time.monotonic()
+
+    def __call__(self, _: torch.Tensor, logits_BV: torch.Tensor) -> torch.Tensor:
+        now = time.monotonic()
+        if self._done and now - self._last > LINE_EVERY_S:
+            self._last = now
+            left_s = (now - self._start) / self._done * (self._most - self._done)
+            say(
+                f"the local model has written {self._done} of at most {self._most} tokens of {self._replies} replies, "
+                f"at most {left_s:.0f} s left for these"
+            )
+        self._done += 1
+        return logits_BV
+
+
 def _open_vllm(local: str) -> Complete:
     try:
         from vllm import LLM, SamplingParams
@@ -190,11 +242,10 @@ def _open_vllm(local: str) -> Complete:
             prompts = [prompt_of(engine.get_tokenizer(), request.messages) for request in requests]
             outputs = engine.generate(prompts, sampling, use_tqdm=False)
         return [
-            Reply(
-                output.outputs[0].text,
+            reply_from(
+                decoded(engine.get_tokenizer(), output.outputs[0].token_ids),
                 output.outputs[0].finish_reason or "stop",
-                len(output.prompt_token_ids),
-                len(output.outputs[0].token_ids),
+                (len(output.prompt_token_ids), len(output.outputs[0].token_ids)),
             )
             for output in outputs
         ]

@@ -6,10 +6,12 @@ No I/O. `request_key` is the identity of a request in every cache of replies.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
+
+from pydantic import JsonValue
 
 from medley.errors import EndpointError
 from medley.fingerprint import fingerprint
@@ -20,9 +22,12 @@ if TYPE_CHECKING:
 BYTES_A_TOKEN = 4
 """UTF-8 bytes of text in a token, about: English has four letters a token, other scripts fewer letters but more
 bytes a letter."""
-_THINKING = re.compile(r"<(think|thinking|reasoning)>.*?</\1>\s*", re.DOTALL | re.IGNORECASE)
-_OPEN_THINKING = re.compile(r"\s*<(think|thinking|reasoning)>", re.IGNORECASE)
-_FENCED = re.compile(r"\s*```\w*\s*\n?(.*?)\n?```\s*", re.DOTALL)
+_THINKING = re.compile(r"[<\[◁](/?)(?:think|thinking|thought|reasoning|seed:think)[>\]▷]", re.IGNORECASE)
+"""`<think>` and `</think>`, and their variations: `[THINK]` (Mistral), `◁think▷` (Kimi), `<seed:think>` (Seed)."""
+_CHANNEL = re.compile(r"<\|channel\|>\s{0,9}(\w{1,40}).{0,200}?<\|message\|>", re.DOTALL)
+_END_OF_MESSAGE = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
+"""A message in harmony's format is `<|channel|>final<|message|>...<|end|>`; other channels hold thinking and tools."""
+_FENCED = re.compile(r"\s*```\w{0,20}[ \t]{0,9}\n?(.*?)\n?```\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -54,20 +59,25 @@ class Request:
 @dataclass(frozen=True)
 class Reply:
     """What came back. `finish_reason` is the endpoint's (stop, length, content_filter), or `rejected` for a
-    request that the endpoint refused as such, or `budget` for one that was not sent.
+    request that the endpoint refused as such, or `budget` for one that was not sent, or `reasoning` where the model
+    has thought and written nothing. `notes` are what was left out or guessed: `thinking`, `estimated` (tokens).
     """
 
     text: str
     finish_reason: str = "stop"
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def problem(self) -> str:
-        """Why there is no whole reply: rejected, over_budget, refusal, truncated, empty; "" where there is one."""
+        """Why there is no whole reply: rejected, over_budget, only_reasoning, refusal, truncated, empty; "" where there
+        is one.
+        """
         names = {
             "rejected": "rejected",
             "budget": "over_budget",
+            "reasoning": "only_reasoning",
             "content_filter": "refusal",
             "length": "truncated",
         }
@@ -99,8 +109,10 @@ class BudgetSpentError(EndpointError):
     """The next request could exceed the budget of tokens or money."""
 
 
-def request_key(model: str, messages: Sequence[Message], sampling: Sampling) -> str:
-    """The identity of a request: fingerprint of model, messages and sampling, 16 hexadecimal digits."""
+def request_key(
+    model: str, messages: Sequence[Message], sampling: Sampling, extra: Mapping[str, JsonValue] | None = None
+) -> str:
+    """The identity of a request: fingerprint of model, messages, sampling and further fields, 16 hexadecimal digits."""
     decoding: dict[str, object] = {
         "seed": sampling.seed,
         "temperature": sampling.temperature,
@@ -108,6 +120,8 @@ def request_key(model: str, messages: Sequence[Message], sampling: Sampling) -> 
     }
     if sampling.json_schema:
         decoding["json_schema"] = sampling.json_schema
+    if extra:
+        decoding["extra_body"] = extra
     return fingerprint([model, as_json(messages), decoding])
 
 
@@ -121,12 +135,47 @@ def estimated_tokens(text: str) -> int:
     return -(-len(text.encode("utf-8", "surrogatepass")) // BYTES_A_TOKEN)
 
 
-def bare(text: str) -> str:
-    """A reply without thinking blocks and without a code fence round the whole; "" where thinking never ended."""
-    text = _THINKING.sub("", text)
-    if "</think>" in text:  # some templates put the opening tag into the prompt
-        text = text.rpartition("</think>")[2]
-    if _OPEN_THINKING.match(text):
+def without_thinking(text: str) -> str:
+    """What a model says beside its thinking: without thinking blocks, and of harmony's channels only the final one;
+    "" where thinking never ended.
+    """
+    channels = list(_CHANNEL.finditer(text))
+    if channels:
+        final = (head.end() for head in channels if head[1] == "final")
+        ends = ((start, _END_OF_MESSAGE.search(text, start)) for start in final)
+        return "".join(text[start : end.start() if end else None] for start, end in ends)
+    said: list[str] = []
+    start, opened = 0, None
+    for tag in _THINKING.finditer(text):
+        if not tag[1]:
+            opened = tag.start() if opened is None else opened
+            continue
+        if opened is not None:
+            said.append(text[start:opened])
+        else:  # some templates put the opening tag into the prompt: all before was thinking
+            said.clear()
+        start, opened = tag.end(), None
+    if opened is not None and not "".join([*said, text[start:opened]]).strip():
         return ""
+    return "".join([*said, text[start:]]).lstrip() if start else text
+
+
+def reply_from(
+    text: str, finish_reason: str, tokens: tuple[int, int], *, thought: bool = False, estimated: bool = False
+) -> Reply:
+    """The reply in what a model wrote. Thinking is left out and noted, whether it stands in the text or came beside it
+    (`thought`). `tokens` are the prompt's and the reply's, thinking included.
+    """
+    said = without_thinking(text)
+    thought = thought or said != text
+    if thought and not said.strip():
+        finish_reason = "reasoning"
+    notes = [name for name, noted in (("thinking", thought), ("estimated", estimated)) if noted]
+    return Reply(said, finish_reason, *tokens, notes=tuple(notes))
+
+
+def bare(text: str) -> str:
+    """A reply without thinking and without a code fence round the whole; "" where thinking never ended."""
+    text = without_thinking(text)
     fenced = _FENCED.fullmatch(text)
     return (fenced[1] if fenced else text).strip()

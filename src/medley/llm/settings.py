@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal
-from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from medley.llm.addresses import check_address
+from medley.llm.extra import check_extra_body
 from medley.llm.messages import Sampling
 
-_SECRET = re.compile(r"key|token|secret|password|signature", re.IGNORECASE)
+SAID_ELSEWHERE = {
+    "model": "llm.model",
+    "messages": None,
+    "stream": None,
+    "n": None,
+    "temperature": "llm.temperature",
+    "max_tokens": "llm.max_tokens",
+    "max_completion_tokens": "llm.max_tokens",
+    "seed": "the recipe's seed",
+    "response_format": None,
+}
+"""Fields of a chat request that Medley fills in, and where a user says them."""
 
 
 class Prices(BaseModel):
@@ -39,6 +50,10 @@ class LlmSettings(BaseModel):
     engine: Literal["transformers", "vllm"] = Field("transformers", description="what runs a local model")
     api_key_env: str = Field(
         "OPENAI_API_KEY", description="the environment variable that holds the key, if any"
+    )
+    extra_body: dict[str, JsonValue] = Field(
+        {},
+        description="further fields of each request, as the server wants them, such as {enable_thinking: false}",
     )
     concurrency: int = Field(
         8, ge=1, description="requests under way at once; for a local model the size of a batch"
@@ -76,17 +91,15 @@ class LlmSettings(BaseModel):
 
     @model_validator(mode="after")
     def _address_holds_no_secret(self) -> LlmSettings:
-        """Settings are written into run folders, so that a key in the address would be too."""
-        if self.base_url is None:
-            return self
-        address = urlsplit(self.base_url)
-        if address.scheme not in ("http", "https") or not address.hostname:
-            raise ValueError("`base_url` must be an address such as http://localhost:8000/v1")
-        if "@" in address.netloc or any(_SECRET.search(name) for name, _ in parse_qsl(address.query)):
-            raise ValueError(
-                "`base_url` holds a password or key; put it into an environment variable and name that in "
-                "`api_key_env`"
-            )
+        if self.base_url is not None:
+            check_address(self.base_url, "base_url")
+        return self
+
+    @model_validator(mode="after")
+    def _fields_of_its_own(self) -> LlmSettings:
+        if self.extra_body and self.local is not None:
+            raise ValueError("`extra_body` belongs to an endpoint; leave it out beside `local`")
+        check_extra_body(self.extra_body, SAID_ELSEWHERE)
         return self
 
     @property

@@ -8,6 +8,7 @@ openai package 1.9 (docs/results/llm-client.md). TLS with the system's certifica
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 from base64 import b64encode
 from collections.abc import Mapping
@@ -15,8 +16,12 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from medley.llm.addresses import is_loopback
+
 CONNECT_S = 10.0
 """A server that takes longer to accept a connection is not there."""
+LONGEST_ANSWER = 64 << 20
+"""Bytes of an answer: 64 texts' embeddings with 16,384 dimensions take 25 MB. A longer one is not read to its end."""
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -28,11 +33,20 @@ class Answer:
     headers: Mapping[str, str]
     body: bytes
 
+    def json(self) -> object:
+        """The body as JSON. Raises ValueError for anything else, nesting deeper than Python reads included."""
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError) as problem:
+            raise ValueError("it is no JSON, or too deep") from problem
+
 
 class LostError(Exception):
     """No answer came; `kind` says why, `detail` in the operating system's words."""
 
-    def __init__(self, kind: Literal["unreachable", "timeout", "broken", "certificate"], detail: str) -> None:
+    def __init__(
+        self, kind: Literal["unreachable", "proxy", "timeout", "broken", "certificate"], detail: str
+    ) -> None:
         super().__init__(detail)
         self.kind = kind
         self.detail = detail
@@ -41,7 +55,8 @@ class LostError(Exception):
 class Transport:
     """Connections to one server, for one event loop; each request under way has one to itself.
 
-    `headers` go with every request. Close it at the end.
+    `headers` go with every request. It is used in an `async with` block, which closes the connections. `via` names the
+    proxy, for messages.
     """
 
     def __init__(self, base_url: str, timeout_s: float, headers: Mapping[str, str]) -> None:
@@ -50,6 +65,7 @@ class Transport:
         self._host = address.hostname or ""
         self._port = address.port or (443 if self._secure else 80)
         self._proxy = _proxy_for(self._host, address.scheme)
+        self.via = f" (through the proxy {_name(self._proxy)})" if self._proxy else ""
         # a proxy for plain HTTP is told the whole address
         self._before = f"http://{address.netloc}" if self._proxy and not self._secure else ""
         self._before += address.path.rstrip("/")
@@ -80,8 +96,10 @@ class Transport:
                 writer.transport.abort()
         return answer
 
-    def close(self) -> None:
-        """Close all connections that are idle."""
+    async def __aenter__(self) -> Transport:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
         while self._idle:
             self._idle.pop()[1].transport.abort()
 
@@ -89,12 +107,18 @@ class Transport:
         """An idle connection that the server has not closed meanwhile, or a new one."""
         while self._idle:
             reader, writer = self._idle.pop()
-            if not (reader.at_eof() or writer.is_closing()):
+            for _ in range(
+                2
+            ):  # what has come by now is read before it is looked for: one turn to see it, one to take it
+                await asyncio.sleep(0)
+            if not (_has_bytes(reader) or reader.at_eof() or writer.is_closing()):
                 return reader, writer
             writer.transport.abort()
         try:
             async with asyncio.timeout(min(CONNECT_S, self._timeout_s)):
                 return await self._connect()
+        except LostError:
+            raise
         except ssl.SSLCertVerificationError as problem:
             raise LostError("certificate", problem.verify_message) from problem
         except TimeoutError as problem:
@@ -106,9 +130,15 @@ class Transport:
         secure = ssl.create_default_context() if self._secure else None
         if self._proxy is None:
             return await asyncio.open_connection(self._host, self._port, ssl=secure)
-        reader, writer = await asyncio.open_connection(self._proxy.hostname, self._proxy.port or 80)
+        try:
+            reader, writer = await asyncio.open_connection(self._proxy.hostname, self._proxy.port or 80)
+            if secure is not None:
+                await self._tunnel(reader, writer, self._proxy)
+        except (OSError, EOFError, ValueError) as problem:
+            raise LostError(
+                "proxy", f"{_name(self._proxy)}: {problem or type(problem).__name__}"
+            ) from problem
         if secure is not None:
-            await self._tunnel(reader, writer, self._proxy)
             await writer.start_tls(secure, server_hostname=self._host)
         return reader, writer
 
@@ -123,7 +153,7 @@ class Transport:
         status, _ = await _read_head(reader)
         if status != 200:
             writer.transport.abort()
-            raise OSError(f"the proxy {proxy.hostname} refused with {status}")
+            raise OSError(f"it refuses with {status}")
 
 
 async def read_answer(reader: asyncio.StreamReader) -> tuple[Answer, bool]:
@@ -139,12 +169,31 @@ async def read_answer(reader: asyncio.StreamReader) -> tuple[Answer, bool]:
     if "chunked" in headers.get("transfer-encoding", "").lower():
         body = await _read_chunks(reader)
     elif "content-length" in headers:
-        body = await reader.readexactly(int(headers["content-length"]))
+        body = await reader.readexactly(_bounded(int(headers["content-length"])))
     elif status in (204, 304):
         body = b""
     else:
-        body, keep = await reader.read(), False
-    return Answer(status, headers, body), keep
+        body, keep = await _read_to_end(reader), False
+    # bytes after an answer would be taken for the answer to the next request
+    return Answer(status, headers, body), keep and not _has_bytes(reader)
+
+
+def _has_bytes(reader: asyncio.StreamReader) -> bool:
+    return bool(reader._buffer)  # type: ignore[attr-defined]
+
+
+def _bounded(size: int) -> int:
+    if not 0 <= size <= LONGEST_ANSWER:
+        raise ValueError(f"the answer is longer than {LONGEST_ANSWER >> 20} MiB")
+    return size
+
+
+async def _read_to_end(reader: asyncio.StreamReader) -> bytes:
+    parts, size = [], 0
+    while part := await reader.read(1 << 16):
+        size = _bounded(size + len(part))
+        parts.append(part)
+    return b"".join(parts)
 
 
 async def _read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
@@ -160,8 +209,9 @@ async def _read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]
 
 
 async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
-    parts = []
+    parts, whole = [], 0
     while size := int((await reader.readuntil(b"\r\n")).partition(b";")[0], 16):
+        whole = _bounded(whole + _bounded(size))
         parts.append(await reader.readexactly(size))
         await reader.readexactly(2)
     while await reader.readuntil(b"\r\n") != b"\r\n":
@@ -170,14 +220,19 @@ async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
 
 
 def _proxy_for(host: str, scheme: str) -> SplitResult | None:
-    """The proxy that the environment names for a server."""
+    """The proxy that the environment names for a server; this machine is reached without one."""
     from urllib.request import getproxies, proxy_bypass
 
     named = getproxies()
     address = named.get(scheme) or named.get("all")
-    if not address or proxy_bypass(host):
+    if not address or is_loopback(host) or proxy_bypass(host):
         return None
     proxy = urlsplit(address if "//" in address else f"//{address}")
     if proxy.scheme not in ("", "http") or not proxy.hostname:
-        raise LostError("unreachable", "only http proxies are supported; see HTTPS_PROXY and NO_PROXY")
+        raise LostError("proxy", f"{_name(proxy)}: only http proxies are supported")
     return proxy
+
+
+def _name(proxy: SplitResult) -> str:
+    """A proxy as messages name it: without its password."""
+    return proxy.netloc.rpartition("@")[2]

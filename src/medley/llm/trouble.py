@@ -33,6 +33,13 @@ def trouble_of_loss(problem: LostError, settings: LlmSettings, where: str) -> Tr
             "(--llm-url), or leave the endpoint out and let Medley perturb.",
             passing=True,
         )
+    if problem.kind == "proxy":
+        return Trouble(
+            "unreachable",
+            f"{where}: cannot be reached through the proxy {problem.detail}; correct HTTPS_PROXY or HTTP_PROXY, "
+            "or name the server's host in NO_PROXY.",
+            passing=True,
+        )
     if problem.kind == "certificate":
         return Trouble(
             "unreachable",
@@ -95,13 +102,13 @@ def trouble_of_status(answer: Answer, settings: LlmSettings, where: str, *, key_
     )
 
 
-def invalid_answer(answer: Answer, where: str) -> Trouble:
-    """An answer with status 200 that is no completion: a web page at once, broken JSON perhaps only this time."""
+def invalid_answer(answer: Answer, problem: ValueError, where: str) -> Trouble:
+    """An answer with status 200 that is no completion: a web page at once, perhaps only this time broken JSON."""
     return Trouble(
         "invalid_answer",
-        f"{where}: the answer is no chat completion; base_url must be the OpenAI-compatible address, which for "
-        "most servers ends in /v1.",
-        passing=answer.body.lstrip()[:1] == b"{",
+        f"{where}: the answer is no chat completion ({problem}); base_url must be the OpenAI-compatible "
+        "address, which for most servers ends in /v1.",
+        passing=answer.body.lstrip()[:1] in (b"{", b""),
     )
 
 

@@ -17,6 +17,14 @@ Row = TypeVar("Row")
 ENOUGH = 100
 """So many replies tell whether a model is fit for the work: a share of bad ones above the limit ends it here."""
 
+ADVICE = {
+    "truncated": "raise max_tokens, or try another model",
+    "only_reasoning": "the model only thinks: switch that off (llm.extra_body or --llm-extra, such as "
+    "enable_thinking=false), or raise max_tokens",
+    "rejected": "the server refuses the requests as they are, for the reason above",
+}
+"""How to mend what is wrong with most replies."""
+
 
 def ask_each(
     chat: ChatModel,
@@ -89,5 +97,5 @@ class Usefulness:
         listed = ", ".join(f"{n} {name}" for name, n in sorted(reasons.items(), key=lambda item: -item[1]))
         raise EndpointError(
             f"{bad} of {received} replies are unusable ({listed}), more than {self._max_bad:.0%}; "
-            "try another model or prompt, or raise max_tokens if replies are truncated."
+            f"{ADVICE.get(max(reasons, key=reasons.__getitem__), 'try another model or prompt')}."
         )

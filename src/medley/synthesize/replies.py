@@ -1,8 +1,8 @@
 """From a language model's reply to a usable text, or to the name of what is wrong with it.
 
-Recognised: `rejected` and `over_budget` (no reply), `truncated`, `empty`, `refusal`, `commentary` (talk about
-the text instead of the text), `copy` (of a text that was shown), `wrong_language` and `too_short`. What can be
-mended is: thinking blocks, a lead-in such as `Sure! Here is a passage:`, code fences and quotation marks around the
+Recognised: `rejected` and `over_budget` (no reply), `only_reasoning`, `truncated`, `empty`, `refusal`, `commentary`
+(talk about the text instead of the text), `copy` (of a text that was shown), `wrong_language` and `too_short`. What can
+be mended is: thinking blocks, a lead-in such as `Sure! Here is a passage:`, code fences and quotation marks around the
 whole go.
 """
 
