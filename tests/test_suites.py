@@ -14,7 +14,8 @@ import pytest
 
 from medley.encoder import RetrieverSettings, build_retriever, encode_passages, encode_queries, save_retriever
 from medley.errors import CollectionError, EndpointError, InputError
-from medley.evaluate.endpoint import EmbeddingServer, is_server, request_vectors, server_of
+from medley.evaluate.access import is_server
+from medley.evaluate.endpoint import EmbeddingServer, request_vectors, server_of
 from medley.evaluate.similarity import spearman
 from medley.evaluate.suites import means_of, open_suite, suite, suites
 from small import medley, write_collection, write_lines

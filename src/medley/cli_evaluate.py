@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from medley.cli_options import Force, Json
 from medley.errors import InputError
 from medley.progress import say
+
+if TYPE_CHECKING:
+    from medley.evaluate.access import Access
 
 SCORING = ("evaluate/scores.py", "evaluate/similarity.py", "evaluate/systems.py", "search")
 """Code that decides a score: a result kept from before holds until it changes."""
@@ -54,7 +59,17 @@ def evaluate(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default: as saved.")] = None,
     engine: Annotated[str, typer.Option(help="What encodes: `local`, or `ray` for many machines.")] = "local",
-    api_key_env: Annotated[str, typer.Option(help="Variable that holds a server's key.")] = "OPENAI_API_KEY",
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(help="Variable that holds the server's key; no key is sent without it."),
+    ] = None,
+    server_extra: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=JSON",
+            help="A further field of each request to the server; with query: or passage: before it, of those only.",
+        ),
+    ] = None,
     keep_empty: Annotated[bool, typer.Option("--keep-empty", help="Admit passages without text.")] = False,
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Score the tasks of a suite that can be had.")
@@ -93,7 +108,7 @@ def evaluate(
         instructions={name: text for each in opened for name, text in each.instructions.items()},
         template=template,
         dtype=dtype,
-        api_key_env=api_key_env,
+        access=_access([row.base for row in rows], api_key_env, server_extra or ()),
         store=store,
     )
     with claimed(out, force=force, inputs=(model, *(baseline or ()))):
@@ -125,11 +140,39 @@ def evaluate(
         print_evaluation(table, groups)
 
 
+def _access(names: Sequence[str], api_key_env: str | None, extra: Sequence[str]) -> dict[str, Access]:
+    """What the command's server is asked with. Raises InputError where it names no server or several: a key and fields
+    are one server's own.
+    """
+    from medley.evaluate.access import Access, is_server
+    from medley.llm.extra import extra_from_options
+
+    servers = list(dict.fromkeys(name for name in names if is_server(name)))
+    if api_key_env is None and not extra:
+        return {}
+    if len({name.partition("#")[0] for name in servers}) != 1:
+        raise InputError(
+            "--api-key-env and --server-extra are for one server (URL#MODEL), and "
+            f"{'none is' if not servers else 'several are'} named; evaluate each by a command of its own."
+        )
+    only = {
+        side: [text.removeprefix(side) for text in extra if text.startswith(side)]
+        for side in ("query:", "passage:")
+    }
+    for_all = [text for text in extra if not text.startswith(("query:", "passage:"))]
+    read = partial(extra_from_options, option="--server-extra")
+    access = Access(
+        api_key_env=api_key_env,
+        extra_body=read(for_all),
+        query_body=read(only["query:"]),
+        document_body=read(only["passage:"]),
+    )
+    return dict.fromkeys(servers, access)
+
+
 def _engine(name: str, options: Any) -> Any:
     if name == "local":
         return None
-    from functools import partial
-
     from medley.evaluate.systems import open_model
     from medley.search.ray_engine import ray_engine
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from medley.collections import split_spec
 from medley.encoder import RetrieverSettings
 from medley.errors import RecipeError
+from medley.evaluate.access import Access, check_server, is_server
 from medley.evaluate.suites import suite
 from medley.llm import LlmSettings
 from medley.prompts.settings import Method, PromptSettings
@@ -66,6 +67,10 @@ class EvaluateSettings(BaseModel):
         default={},
         description="further rows: name -> model folder, hub id or URL#MODEL of a server; with +bm25 behind it (also "
         "behind merged, base, all, expert:NAME) fused with BM25 by reciprocal ranks",
+    )
+    servers: dict[str, Access] = Field(
+        default={},
+        description="name of a served system -> the variable that holds its key, and further fields of requests",
     )
     instructions: dict[str, str] = Field(
         default={},
@@ -120,6 +125,16 @@ class EvaluateSettings(BaseModel):
             if system in ("bm25", "bm25+bm25"):
                 raise ValueError(
                     f"systems.{name}: BM25 is one of `baselines`; name a model, or fuse one with +bm25"
+                )
+            if is_server(system):
+                try:
+                    check_server(system.removesuffix("+bm25"))
+                except ValueError as problem:
+                    raise ValueError(f"systems.{name}: {problem}") from problem
+        for name in self.servers:
+            if not is_server(self.systems.get(name, "")):
+                raise ValueError(
+                    f"servers.{name}: no system of that name is URL#MODEL; it says how a served one is asked"
                 )
         return self
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from medley.collections import Collection
 from medley.encoder import RetrieverSettings, build_retriever, open_retriever
-from medley.errors import InputError, ModelError
-from medley.evaluate.endpoint import embedder_of_server, is_server, server_of
+from medley.errors import EndpointError, InputError, ModelError
+from medley.evaluate.access import Access, is_server
+from medley.evaluate.endpoint import RefusedTextError, embedder_of_server, server_of
 from medley.evaluate.scores import DEPTH, score_rankings
 from medley.fingerprint import fingerprint
 from medley.model_name import check_decoder, model_identity, resolve_base
@@ -44,7 +45,7 @@ class Options:
     template: str | None = None
     dtype: str | None = None
     device: str | None = None
-    api_key_env: str = "OPENAI_API_KEY"
+    access: Mapping[str, Access] = field(default_factory=dict)
     store: Path | None = None
 
 
@@ -108,7 +109,12 @@ def identity_of(base: str, options: Options) -> str:
     """Fingerprint of a system by its name, without opening the model: what a result is kept under."""
     if base == "bm25":
         return "bm25"
-    inner = fingerprint(["served", base]) if is_server(base) else model_identity(base)
+    decides = options.access.get(base, Access()).decides
+    inner = (
+        fingerprint(["served", base, *([decides] if decides else [])])
+        if is_server(base)
+        else model_identity(base)
+    )
     return fingerprint([inner, options.template, options.dtype])
 
 
@@ -118,7 +124,8 @@ def open_system(base: str, options: Options, engine: EngineOf | None = None) -> 
         return System(base, {"name": base})
     template = None if options.template is None else _template(options.template)
     if is_server(base):
-        embedder = embedder_of_server(server_of(base, options.api_key_env), template or TEMPLATES["plain"])
+        server = server_of(base, options.access.get(base))
+        embedder = embedder_of_server(server, template or TEMPLATES["plain"])
         description: dict[str, Any] = {"name": base, "identity": embedder.identity(), "served": True}
         return System(base, description, embedder, "{instruction}" in (template or TEMPLATES["plain"]).query)
     return system_of(base, open_model(base, options), engine)
@@ -192,19 +199,36 @@ def evaluate_rows(
     if system.embedder is None:
         return {row: score_rankings(collection, lexical()).as_json() for row in rows}
     instruction = instruction_used(system, collection.name, options)
-    vectors_DH = passage_vectors(system.embedder, collection, options.store)
     texts = encoded(system.embedder, collection, instruction)
     found = {}
-    for row in rows:
-        rankings: Rankings = rank_with_embedder(
-            system.embedder, collection, DEPTH, instruction=instruction, vectors_DH=vectors_DH,
-            compression=row.compression, store=options.store,
-        )  # fmt: skip
-        if row.fused:
-            rankings = fuse([rankings, lexical()], DEPTH)
-        scored = score_rankings(collection, rankings).as_json()
-        found[row] = {**scored, "dimension": vectors_DH.shape[1], "encoded": texts}
+    try:
+        vectors_DH = passage_vectors(system.embedder, collection, options.store)
+        for row in rows:
+            rankings: Rankings = rank_with_embedder(
+                system.embedder, collection, DEPTH, instruction=instruction, vectors_DH=vectors_DH,
+                compression=row.compression, store=options.store,
+            )  # fmt: skip
+            if row.fused:
+                rankings = fuse([rankings, lexical()], DEPTH)
+            scored = score_rankings(collection, rankings).as_json()
+            found[row] = {**scored, "dimension": vectors_DH.shape[1], "encoded": texts}
+    except RefusedTextError as problem:
+        name = _name_of(problem.text, collection, texts["query_prompt"], texts["document_prompt"])
+        raise EndpointError(
+            f"{problem}; it is {name}: shorten it, or look at what the server allows (its longest text, its fields)."
+        ) from problem
     return found
+
+
+def _name_of(text: str, collection: Collection, query_prompt: str, document_prompt: str) -> str:
+    """What a text that was sent to a server is, by its id."""
+    for passage in collection.corpus:
+        if document_prompt + passage.full_text == text:
+            return f"passage {passage.id!r} of {collection.name}"
+    for query_id, query in collection.queries.items():
+        if query_prompt + query == text:
+            return f"query {query_id!r} of {collection.name}"
+    return f"a text of {collection.name}"
 
 
 def encoded(embedder: Embedder, collection: Collection, instruction: str | None) -> dict[str, str]:

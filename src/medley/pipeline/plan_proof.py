@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from medley.evaluate.endpoint import is_server
+from medley.evaluate.access import Access, is_server
 from medley.evaluate.systems import base_name, own_variant
 from medley.fingerprint import code_of
 from medley.pipeline import cost, proof
@@ -39,7 +39,9 @@ def proof_steps(recipe: Recipe, inputs: Inputs, folder: Path) -> list[Step]:
         if own is None:
             place = base_name(system)
             identity = place if is_server(place) else inputs.model(place)
-            wanted[name] = ({"system": system.removeprefix(place), "identity": identity}, ())
+            fields = recipe.evaluate.servers.get(name, Access()).decides
+            asked = {"fields": fields} if fields else {}
+            wanted[name] = ({"system": system.removeprefix(place), "identity": identity, **asked}, ())
         else:
             settings, needs = _needs_of(recipe, own, base)
             wanted[name] = ({**settings, "system": system}, needs)

@@ -46,6 +46,8 @@ def llm_settings(recipe: Recipe, inputs: Inputs) -> dict[str, object] | None:
     if llm is None:
         return None
     decides = llm.model_dump(mode="json", include={"model", "max_tokens", "temperature"})
+    if llm.extra_body:  # left out where there is none, so that earlier runs keep their keys
+        decides["extra_body"] = llm.extra_body
     return decides if llm.local is None else decides | {"local": inputs.model(llm.local)}
 
 

@@ -35,8 +35,13 @@ def build_evaluation(
 
     collections = {spec: inputs.collection(spec) for spec in recipe.evaluate.tasks}
     given = {collection.name: recipe.instruction_for(spec) for spec, collection in collections.items()}
-    options = Options(instructions={name: text for name, text in given.items() if text is not None})
     name = recipe.evaluate.systems.get(variant, variant)
+    options = Options(
+        instructions={name: text for name, text in given.items() if text is not None},
+        access={
+            name.removesuffix(FUSED): own for key, own in recipe.evaluate.servers.items() if key == variant
+        },
+    )
     own = own_variant(name)
     system = (
         open_system(name.removesuffix(FUSED), options)
