@@ -20,7 +20,9 @@ COUNTED = 10_000
 
 
 def leaks(
-    pairs: Annotated[Path, typer.Option("--pairs", help="A pairs file: JSON Lines, .gz or Parquet.")],
+    pairs: Annotated[
+        Path, typer.Option("--pairs", help="A pairs file: JSON Lines, Parquet, CSV or a saved data set.")
+    ],
     against: Annotated[
         list[str],
         typer.Option(

@@ -9,7 +9,9 @@ import typer
 
 Out = Annotated[Path, typer.Option("--out", help="Where the result goes.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a result that is there already.")]
-PairsFile = Annotated[Path, typer.Option("--pairs", help="A pairs file: JSON Lines, .gz or Parquet.")]
+PairsFile = Annotated[
+    Path, typer.Option("--pairs", help="A pairs file: JSON Lines, Parquet, CSV or a saved data set.")
+]
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Overrides = Annotated[

@@ -28,7 +28,8 @@ def train(
     base: Annotated[str, typer.Option(help="Hub id, model folder, or `tiny`.")],
     out: Out,
     pairs: Annotated[
-        Path | None, typer.Option("--pairs", help="A pairs file: JSON Lines, .gz or Parquet.")
+        Path | None,
+        typer.Option("--pairs", help="A pairs file: JSON Lines, Parquet, CSV or a saved data set."),
     ] = None,
     objective: Annotated[
         str,

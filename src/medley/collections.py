@@ -2,8 +2,8 @@
 
 A collection is named by `SPEC` or `SPEC:SPLIT`, where SPEC is a folder in BEIR layout, `demo/<name>` (bundled),
 an MTEB retrieval task name (`SciFact`) or a hub id in BEIR layout (`mteb/scifact`). A BEIR folder holds
-`corpus.jsonl` (`_id`, `title`, `text`), `queries.jsonl` (`_id`, `text`) and `qrels/<split>.tsv`
-(header `query-id corpus-id score`; a score of 0 is an explicit human negative).
+`corpus.jsonl` (`_id`, `title`, `text`), `queries.jsonl` (`_id`, `text`) and `qrels/<split>.tsv` (qrels.py; a score of
+0 is an explicit human negative).
 A split can be sliced by its queries, in file order: `train[:80%]` to train on, `train[80%:]` to choose on.
 Opening a folder validates every line once and keeps ids and byte offsets, not texts: passages are read on demand.
 """
@@ -19,15 +19,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 from medley.errors import CollectionError
-from medley.files import parse_json_line, read_jsonl, write_jsonl, write_text
+from medley.files import json_kind, parse_json_line, read_jsonl, write_jsonl, write_text
 from medley.fingerprint import fingerprint, fingerprint_file, fingerprint_texts
+from medley.qrels import HEADER, Judgements, read_qrels
+from medley.text_file import check_file, lines_of, open_file
 
 BUNDLED = Path(__file__).parent / "bundled"
 SLICE = re.compile(r"(?P<split>[^\[\]:/]+)\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?\]")
-QRELS_HEADER = ("query-id", "corpus-id", "score")
-
-Judgements = Mapping[str, Mapping[str, int]]
-"""For each query id, the graded relevance of each judged passage id; 0 is judged and not relevant."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,7 @@ class Collection:
     `queries` holds only queries that the split judges, in file order. `identity` is a content fingerprint.
     `leaves_out_own`: a passage with the query's own id is no answer and is left out of rankings (ArguAna, where
     queries are passages of the corpus).
+    `dangling` counts the split's judgements of queries or passages that are not there, which are left out.
     """
 
     name: str
@@ -60,6 +59,7 @@ class Collection:
     judgements: Judgements
     identity: str
     leaves_out_own: bool = False
+    dangling: int = 0
 
     def positives(self, query_id: str) -> list[str]:
         """Ids of the passages judged relevant (score above 0) for a query, by descending score, then id."""
@@ -78,12 +78,13 @@ class FolderCorpus(Sequence[Passage]):
         self._validate()
 
     def _validate(self) -> None:
-        if not self.path.is_file():
-            raise CollectionError(f"{self.path}: no such file; a collection folder needs a corpus.jsonl.")
+        check_file(
+            self.path, CollectionError, missing="no such file; a collection folder needs a corpus.jsonl"
+        )
         seen: set[str] = set()
         offset = 0
-        with self.path.open("rb") as stream:
-            for line_number, raw in enumerate(stream, start=1):
+        with open_file(self.path, CollectionError) as stream:
+            for line_number, raw in enumerate(lines_of(stream, self.path, CollectionError), start=1):
                 if raw.strip():
                     passage = self._passage(raw, line_number)
                     if passage.id in seen:
@@ -102,10 +103,14 @@ class FolderCorpus(Sequence[Passage]):
         row = parse_json_line(raw, where, CollectionError)
         title = row.get("title") or ""
         if not isinstance(title, str):
-            raise CollectionError(f"{where}: title is a {type(title).__name__}; it must be a string.")
-        text = row.get("text", "")
+            raise CollectionError(f"{where}: title is {json_kind(title)}; it must be a string.")
+        if "text" not in row:
+            raise CollectionError(
+                f"{where}: no key `text` (found: {', '.join(row)}); give every passage one."
+            )
+        text = row["text"]
         if not isinstance(text, str):
-            raise CollectionError(f"{where}: text is a {type(text).__name__}; it must be a string.")
+            raise CollectionError(f"{where}: text is {json_kind(text)}; it must be a string.")
         if not self._keep_empty and not text.strip() and not title.strip():
             raise CollectionError(
                 f"{where}: the passage is empty; give it a text, remove the line, "
@@ -207,13 +212,18 @@ def read_folder(
     """Read and validate one split of a BEIR folder; `corpus` is that of another split, opened before."""
     if not isinstance(corpus, FolderCorpus):
         corpus = FolderCorpus(folder / "corpus.jsonl", keep_empty=keep_empty)
-    texts = _read_queries(folder / "queries.jsonl")
+    texts, unusable = _read_queries(folder / "queries.jsonl")
     sliced = SLICE.fullmatch(split)
     qrels_path = folder / "qrels" / f"{sliced['split'] if sliced else split}.tsv"
     if not qrels_path.is_file():
         splits = ", ".join(sorted(file.stem for file in (folder / "qrels").glob("*.tsv"))) or "none"
         raise CollectionError(f"{qrels_path}: no such split; this collection has: {splits}.")
-    judgements = read_qrels(qrels_path, known_queries=texts, known_passages=set(corpus.ids))
+    judgements, dangling = read_qrels(
+        qrels_path, known_queries={*texts, *unusable}, known_passages=set(corpus.ids)
+    )
+    for query_id in judgements:
+        if query_id in unusable:
+            raise CollectionError(unusable[query_id])
     if sliced:
         judgements = _slice(judgements, sliced, f"{folder}:{split}")
     return Collection(
@@ -226,6 +236,7 @@ def read_folder(
             [fingerprint_file(folder / "corpus.jsonl"), fingerprint_file(folder / "queries.jsonl"), split,
              fingerprint_file(qrels_path)]
         ),
+        dangling=dangling,
     )  # fmt: skip
 
 
@@ -275,66 +286,36 @@ def in_memory(
     )  # fmt: skip
 
 
-def _read_queries(path: Path) -> dict[str, str]:
+def _read_queries(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Texts by id; and what is wrong with each query that has none, which matters only to a split that judges it."""
     texts: dict[str, str] = {}
+    unusable: dict[str, str] = {}
     for line_number, row in read_jsonl(path, CollectionError):
         where = f"{path}:{line_number}"
         query_id = _id(row, where)
-        text = row.get("text")
-        if not isinstance(text, str) or not text.strip():
-            raise CollectionError(f"{where}: query {query_id!r} is empty; give it a text or remove the line.")
-        if query_id in texts:
+        if query_id in texts or query_id in unusable:
             raise CollectionError(f"{where}: duplicate query id {query_id!r}; ids must be unique.")
-        texts[query_id] = text
-    return texts
-
-
-def read_qrels(
-    path: Path, *, known_queries: Mapping[str, str], known_passages: set[str]
-) -> dict[str, dict[str, int]]:
-    """Read a judgements table; every id must be known, every score a whole number, every pair judged once."""
-    judgements: dict[str, dict[str, int]] = {}
-    for line_number, raw in enumerate(path.read_bytes().splitlines(), start=1):
-        where = f"{path}:{line_number}"
-        try:
-            fields = raw.decode("utf-8").rstrip("\r").split("\t")
-        except UnicodeDecodeError as problem:
-            raise CollectionError(
-                f"{where}: byte {problem.start} is not UTF-8; save it as UTF-8."
-            ) from problem
-        if (line_number == 1 and tuple(fields) == QRELS_HEADER) or fields == [""]:
-            continue
-        if len(fields) != 3:
-            raise CollectionError(
-                f"{where}: {len(fields)} columns; write query-id, corpus-id, score with tabs."
+        text = row.get("text")
+        if isinstance(text, str) and text.strip():
+            texts[query_id] = text
+        elif isinstance(text, str):
+            unusable[query_id] = f"{where}: query {query_id!r} is empty; give it a text or remove the line."
+        else:
+            found = (
+                f"text is {json_kind(text)}" if "text" in row else f"no key `text` (found: {', '.join(row)})"
             )
-        query_id, passage_id, score = fields
-        if query_id not in known_queries:
-            raise CollectionError(
-                f"{where}: query id {query_id!r} is not in queries.jsonl; add it or drop the line."
-            )
-        if passage_id not in known_passages:
-            raise CollectionError(
-                f"{where}: passage id {passage_id!r} is in no line of corpus.jsonl; add it or drop the line."
-            )
-        try:
-            grade = int(score)
-        except ValueError as problem:
-            raise CollectionError(
-                f"{where}: score {score!r} is not a whole number; use 0, 1, 2, ..."
-            ) from problem
-        if passage_id in judgements.setdefault(query_id, {}):
-            raise CollectionError(f"{where}: {query_id!r} judges {passage_id!r} twice; keep one line.")
-        judgements[query_id][passage_id] = grade
-    if not any(grade > 0 for scores in judgements.values() for grade in scores.values()):
-        raise CollectionError(f"{path}: no judgement above 0; a split needs at least one relevant passage.")
-    return judgements
+            unusable[query_id] = f"{where}: query {query_id!r}: {found}; give it a text that is a string."
+    return texts, unusable
 
 
 def _id(row: Mapping[str, object], where: str) -> str:
     value = row.get("_id")
     if not isinstance(value, (str, int)) or isinstance(value, bool) or not str(value).strip():
         raise CollectionError(f"{where}: no usable _id; give every line a string `_id`.")
+    if re.search(r"[\t\r\n]", str(value)):
+        raise CollectionError(
+            f"{where}: the _id {value!r} holds a tab or a line break, which tables of judgements cannot; take it out."
+        )
     return str(value)
 
 
@@ -345,10 +326,12 @@ def write_folder(collection: Collection, folder: Path) -> None:
         ({"_id": passage.id, "title": passage.title, "text": passage.text} for passage in collection.corpus),
     )
     queries_path = folder / "queries.jsonl"
-    queries = _read_queries(queries_path) if queries_path.exists() else {}
+    queries, unusable = _read_queries(queries_path) if queries_path.exists() else ({}, {})
+    for problem in unusable.values():
+        raise CollectionError(problem)
     queries.update(collection.queries)
     write_jsonl(queries_path, ({"_id": query_id, "text": text} for query_id, text in queries.items()))
-    lines = ["\t".join(QRELS_HEADER)]
+    lines = ["\t".join(HEADER)]
     for query_id, scores in collection.judgements.items():
         lines += [f"{query_id}\t{passage_id}\t{score}" for passage_id, score in scores.items()]
     write_text(folder / "qrels" / f"{collection.split}.tsv", "\n".join(lines) + "\n")

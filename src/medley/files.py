@@ -1,7 +1,8 @@
 """Reading and writing files so that bad input names its line and a killed writer leaves nothing half-written.
 
 Every writer writes to a temporary name in the target's own folder and renames: a reader sees the old file,
-the new file, or none. Every reader of JSON Lines reports `file:line` for what it cannot use.
+the new file, or none. Every reader takes a byte order mark for what it is, keeps to bounds that are stated here, and
+reports `file:line` for what it cannot use.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from medley.errors import InputError, OutputError
+from medley.text_file import decoded, lines_of, open_file, read_text
 
 OWN_FILES = ".medley-files"
 """In a folder that Medley wrote: `files`, the names of all it wrote there (JSON). Any other is somebody else's."""
+MAX_DEPTH = 100
+"""Deepest nesting of JSON and YAML that is read; what walks through values later is recursive."""
 
 
 def read_jsonl(path: Path, error: type[InputError] = InputError) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -29,53 +33,111 @@ def read_jsonl(path: Path, error: type[InputError] = InputError) -> Iterator[tup
 
     Raises `error` with file:line on a broken line, bytes that are not UTF-8, or a line that is not an object.
     """
-    for line_number, raw in _lines(path, error):
-        yield line_number, parse_json_line(raw, f"{path}:{line_number}", error)
+    with open_file(path, error) as stream:
+        for number, raw in enumerate(lines_of(stream, path, error), start=1):
+            if raw.strip():
+                yield number, parse_json_line(raw, f"{path}:{number}", error)
 
 
 def parse_json_line(raw: bytes, where: str, error: type[InputError] = InputError) -> dict[str, Any]:
     """Decode one line of a JSON Lines file; `where` is its file:line for the message."""
-    try:
-        value = json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError as problem:
-        raise error(
-            f"{where}: byte {problem.start} of the line is not UTF-8; save the file as UTF-8."
-        ) from problem
-    except json.JSONDecodeError as problem:
-        raise error(
-            f"{where}: not valid JSON ({problem.msg} at column {problem.colno}); "
-            "each line must be one complete JSON object."
-        ) from problem
+    value = parse_json(
+        decoded(raw, where, error, of=" of the line"),
+        where,
+        error,
+        hint="each line must be one complete JSON object",
+    )
     if not isinstance(value, dict):
-        raise error(
-            f"{where}: expected a JSON object, found {type(value).__name__}; write one object a line."
-        )
+        raise error(f"{where}: expected a JSON object, found {json_kind(value)}; write one object a line.")
     return value
 
 
-def _lines(path: Path, error: type[InputError]) -> Iterator[tuple[int, bytes]]:
-    if not path.is_file():
-        raise error(f"{path}: no such file; check the path.")
-    opener = gzip.open if path.suffix == ".gz" else open
+def parse_json(text: str, where: str, error: type[InputError] = InputError, *, hint: str) -> Any:
+    """A user's own JSON; `hint` ends the sentence about what is none. Refuses NaN and what later steps stumble over."""
     try:
-        with opener(path, "rb") as stream:
-            for line_number, raw in enumerate(stream, start=1):
-                if raw.strip():
-                    yield line_number, raw
-    except (gzip.BadGzipFile, EOFError) as problem:
-        raise error(f"{path}: not a complete gzip file ({problem}); compress it again.") from problem
+        value = json.loads(text, parse_constant=_no_number)
+    except json.JSONDecodeError as problem:
+        raise error(
+            f"{where}: not valid JSON ({problem.msg} at column {problem.colno}); {hint}."
+        ) from problem
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{where}: {_unusable(problem)}") from problem
+    _check_json(value, text, where, error)
+    return value
+
+
+def _no_number(constant: str) -> float:
+    """JSON has no NaN and no Infinity, though Python's own writer writes them."""
+    raise ValueError(constant)
+
+
+def _unusable(problem: ValueError | RecursionError) -> str:
+    """What is wrong with JSON that is well-formed and yet no value, as the end of a sentence."""
+    if isinstance(problem, RecursionError):
+        return f"nested deeper than {MAX_DEPTH} levels; is this the right file?"
+    if str(problem).startswith("Exceeds"):  # Python's own bound on the digits of a whole number
+        return "holds a number of thousands of digits; write it as a string or take it out."
+    return f"{problem} is no JSON; write null where there is no value."
+
+
+def _check_json(value: Any, text: str, where: str, error: type[InputError]) -> None:
+    """Refuse what a later step would stumble over: nesting without end, and halves of characters."""
+    if text.count("[") + text.count("{") > MAX_DEPTH:
+        level = [value]
+        for _ in range(MAX_DEPTH):
+            level = [
+                child
+                for outer in level
+                if isinstance(outer, (dict, list))
+                for child in (outer.values() if isinstance(outer, dict) else outer)
+            ]
+        if level:
+            raise error(f"{where}: {_unusable(RecursionError())}")
+    if "\\ud" in text or "\\uD" in text:  # JSON can write what no text can hold: one half of a surrogate pair
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as problem:
+            raise error(f"{where}: {half_character(problem.object[problem.start])}") from problem
+
+
+def half_character(half: str) -> str:
+    """What to say of a lone surrogate, as the end of a sentence."""
+    return (
+        f"holds \\u{ord(half):04x}, half of a character (a lone surrogate), as when a text is cut inside an emoji; "
+        "take it out."
+    )
+
+
+def json_kind(value: Any) -> str:
+    """What a value is called in JSON, with its article."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    kinds = {str: "a string", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return kinds.get(type(value), f"a {type(value).__name__}")
 
 
 def read_json(path: Path, error: type[InputError] = InputError) -> Any:
-    """Read one JSON document, or raise `error` naming the file and the place."""
-    if not path.is_file():
-        raise error(f"{path}: no such file; check the path.")
+    """Read one JSON document, or raise `error` naming the file and the place.
+
+    NaN and Infinity are read: configurations of well-known models hold them.
+    """
+    text = read_text(path, error)
     try:
-        return json.loads(path.read_bytes().decode("utf-8"))
-    except UnicodeDecodeError as problem:
-        raise error(f"{path}: byte {problem.start} is not UTF-8; save the file as UTF-8.") from problem
+        value = json.loads(text)
     except json.JSONDecodeError as problem:
         raise error(f"{path}:{problem.lineno}: not valid JSON ({problem.msg}).") from problem
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{path}: {_unusable(problem)}") from problem
+    _check_json(value, text, str(path), error)
+    return value
+
+
+def read_object(path: Path, error: type[InputError] = InputError) -> dict[str, Any]:
+    """Read a JSON document that is an object; raises `error` where it is anything else."""
+    value = read_json(path, error)
+    if not isinstance(value, dict):
+        raise error(f"{path}: expected a JSON object, found {json_kind(value)}; is this the right file?")
+    return value
 
 
 @contextlib.contextmanager

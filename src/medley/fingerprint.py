@@ -15,7 +15,7 @@ from typing import Any
 
 LENGTH = 16
 PACKAGE = Path(__file__).parent
-EVERYWHERE = ("batches.py", "collections.py", "encoder.py", "pairs.py", "template.py")
+EVERYWHERE = ("batches.py", "collections.py", "encoder.py", "pair_files.py", "pairs.py", "template.py")
 """Nouns that decide every stage's result."""
 SOURCES = (".py", ".txt", ".yaml", ".html", ".css", ".js")
 

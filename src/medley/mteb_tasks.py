@@ -190,12 +190,14 @@ def _collection(name: str, split: str, data: Any) -> Collection:
     dangling = 0
     for query_id, grades in data["relevant_docs"].items():
         kept = {str(p): int(grade) for p, grade in grades.items() if str(p) in known}
+        if str(query_id) not in queries:
+            kept = {}
         dangling += len(grades) - len(kept)
-        if kept and str(query_id) in queries:
+        if kept:
             judgements[str(query_id)] = kept
     if dangling:
-        say(f"{name}:{split}: {dangling} judgements of passages that are not in the corpus are left out")
-    return in_memory(name, split, corpus, queries, judgements)
+        say(f"{name}:{split}: {dangling:,} judgements of queries or passages that are not there are left out")
+    return replace(in_memory(name, split, corpus, queries, judgements), dangling=dangling)
 
 
 def as_mteb_task(collection: Collection) -> Any:

@@ -1,7 +1,8 @@
 """Training pairs: what a contrastive loss learns from, and readers of the layouts that other tools write.
 
-A pairs file is JSON Lines (plain or .gz) or Parquet with `query`, `positive`, `negatives` (list), `instruction`,
-`source` and `provenance`; only the first two are required. Three foreign layouts are recognised by their keys:
+A pairs file is JSON Lines, Parquet, CSV, TSV or a saved data set (pair_files.py) with `query`, `positive`,
+`negatives` (list), `instruction`, `source` and `provenance`; only the first two are required. Three foreign layouts are
+recognised by their keys:
 sentence-transformers triplets (`anchor`/`query`, `positive`, `negative`, `negative_1`, ...), Tevatron (`query`,
 `positive_passages`, `negative_passages`) and FlagEmbedding (`query`, `pos`, `neg`, `prompt`). `positive` and
 `negative` hold a text or a list of them. A row with several positives is as many pairs, which keep the number of their
@@ -20,11 +21,9 @@ from typing import Any
 
 from medley.collections import Collection
 from medley.errors import PairsError
-from medley.files import parse_json_line, read_jsonl, write_jsonl, writing
+from medley.files import parse_json_line, write_jsonl, writing
 from medley.fingerprint import fingerprint
-
-LISTS = ("positive_passages", "negative_passages", "pos", "neg", "negatives")
-"""Keys that hold lists and nothing else; under `positive` and `negative` there may be a text or a list."""
+from medley.pair_files import LISTS, pair_rows
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def read_pairs(path: Path) -> list[TrainingPair]:
 def iter_pairs(path: Path) -> Iterator[TrainingPair]:
     """The pairs of a file one by one, checked as `read_pairs` does; JSON Lines are never in memory as a whole."""
     number = -1
-    for number, (where, row) in enumerate(_rows(path)):
+    for number, (where, row) in enumerate(pair_rows(path)):
         yield from pairs_from_row(row, where, number)
     if number < 0:
         raise PairsError(f"{path}: holds no rows; a pairs file needs at least one.")
@@ -88,35 +87,6 @@ class StreamedPairs:
 
     def __iter__(self) -> Iterator[TrainingPair]:
         return iter_pairs(self.path)
-
-
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    if path.suffix == ".parquet" or path.is_dir():
-        yield from _dataset_rows(path)
-    else:
-        for line_number, row in read_jsonl(path, PairsError):
-            yield f"{path}:{line_number}", row
-
-
-def _dataset_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a Parquet file, or of a folder that `datasets.Dataset.save_to_disk` wrote."""
-    if not path.exists():
-        raise PairsError(f"{path}: no such file; check the path.")
-    try:
-        if path.is_dir():
-            import datasets
-
-            rows: Iterable[dict[str, Any]] = datasets.load_from_disk(str(path))
-        else:
-            import pyarrow.parquet
-
-            rows = pyarrow.parquet.read_table(path).to_pylist()
-        for index, row in enumerate(rows):
-            yield f"{path}: row {index}", row
-    except (OSError, ValueError, FileNotFoundError) as problem:
-        if isinstance(problem, PairsError):
-            raise
-        raise PairsError(f"{path}: cannot be read as a data set ({problem}); write it again.") from problem
 
 
 def pairs_from_row(row: Mapping[str, Any], where: str, number: int | None = None) -> list[TrainingPair]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medley.errors import InputError
+from medley.text_file import read_text
 
 
 def read_prompt(path: Path, needed: Sequence[str]) -> str:
@@ -14,9 +15,9 @@ def read_prompt(path: Path, needed: Sequence[str]) -> str:
 
     Raises InputError naming the file and the missing place.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such prompt file; check the path or leave `prompt` out.")
-    template = path.read_text(encoding="utf-8")
+    template = read_text(
+        path, InputError, missing="no such prompt file; check the path or leave `prompt` out"
+    )
     for name in needed:
         if f"{{{name}}}" not in template:
             raise InputError(

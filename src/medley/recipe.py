@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from medley.collections import split_spec
@@ -17,6 +16,7 @@ from medley.encoder import RetrieverSettings
 from medley.errors import RecipeError
 from medley.evaluate.access import Access, check_server, is_server
 from medley.evaluate.suites import suite
+from medley.files import json_kind
 from medley.llm import LlmSettings
 from medley.prompts.settings import Method, PromptSettings
 from medley.recipe_data import (
@@ -35,6 +35,7 @@ from medley.recipe_places import with_places
 from medley.recipe_problems import explain, nearest
 from medley.statistics.demands import Demand
 from medley.train.settings import PretrainSettings, TrainSettings
+from medley.yaml_file import dump_yaml, parse_yaml, read_yaml
 
 Baseline = Literal["bm25", "base", "experts", "all"]
 
@@ -303,22 +304,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises RecipeError naming the key, the value and what is allowed.
     """
-    if not path.is_file():
-        raise RecipeError(f"{path}: no such recipe; check the path.")
-    try:
-        raw = yaml.safe_load(path.read_bytes().decode("utf-8"))
-    except UnicodeDecodeError as problem:
-        raise RecipeError(
-            f"{path}: byte {problem.start} is not UTF-8; save the recipe as UTF-8."
-        ) from problem
-    except yaml.YAMLError as problem:
-        mark = getattr(problem, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise RecipeError(
-            f"{path}{line}: not valid YAML ({getattr(problem, 'problem', problem)})."
-        ) from problem
+    raw = read_yaml(path, RecipeError, missing="no such recipe; check the path")
     if not isinstance(raw, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of keys; this file holds a {type(raw).__name__}.")
+        raise RecipeError(f"{path}: a recipe is a mapping of keys; this file holds {json_kind(raw)}.")
     for override in overrides:
         raw = overridden(raw, override)
     return parse_recipe(raw, str(path))
@@ -329,16 +317,18 @@ def overridden(raw: dict[str, Any], override: str) -> dict[str, Any]:
     keys, equals, value = override.partition("=")
     if not equals or not keys.strip():
         raise RecipeError(f"--set {override}: write key.sub=value, for example --set train.epochs=2.")
-    first, _, rest = keys.strip().partition(".")
+    where = f"--set {override}"
+    return _with(raw, keys.strip().split("."), parse_yaml(value, where, RecipeError), where)
+
+
+def _with(raw: dict[str, Any], keys: Sequence[str], value: Any, where: str) -> dict[str, Any]:
+    first, *rest = keys
     if not rest:
-        try:
-            return {**raw, first: yaml.safe_load(value)}
-        except yaml.YAMLError as problem:
-            raise RecipeError(f"--set {override}: {value!r} is not valid YAML.") from problem
+        return {**raw, first: value}
     inner = raw.get(first) or {}
     if not isinstance(inner, dict):
-        raise RecipeError(f"--set {override}: {first} is not a mapping, so {rest} cannot be set in it.")
-    return {**raw, first: overridden(inner, f"{rest}={value}")}
+        raise RecipeError(f"{where}: {first} is not a mapping, so {'.'.join(rest)} cannot be set in it.")
+    return {**raw, first: _with(inner, rest, value, where)}
 
 
 def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -352,4 +342,4 @@ def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
 
 def write_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, every default written out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+    return dump_yaml(recipe.model_dump(mode="json"), width=110)

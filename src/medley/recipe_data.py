@@ -59,7 +59,9 @@ class Source(BaseModel):
 
     model_config = STRICT
 
-    pairs: str | None = Field(None, description="a pairs file (JSON Lines, .gz, Parquet)")
+    pairs: str | None = Field(
+        None, description="a pairs file: JSON Lines, Parquet, CSV or a saved data set (FOLDER:SPLIT)"
+    )
     collection: str | None = Field(None, description="a collection folder, task or hub id")
     corpus: str | None = Field(
         None, description="a collection whose passages get queries, written by the recipe's llm"

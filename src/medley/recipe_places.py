@@ -26,8 +26,9 @@ def with_places(recipe: Recipe) -> Recipe:
         return [f"{_absolute(name)}:{split}" for name, split in named]
 
     def source(given: Source) -> Source:
-        given_places = {"pairs": given.pairs, "collection": given.collection, "corpus": given.corpus}
+        given_places = {"collection": given.collection, "corpus": given.corpus}
         places = {key: value and _absolute(value) for key, value in given_places.items()}
+        places["pairs"] = given.pairs and _absolute_pairs(given.pairs)
         return given.model_copy(update={**places, "queries": given.queries and queries(given.queries)})
 
     def queries(given: QuerySettings) -> QuerySettings:
@@ -82,6 +83,14 @@ def _absolute_system(system: str) -> str:
     """A system's name with an absolute path, where it is one; `+bm25` stays behind it."""
     base = system.removesuffix("+bm25")
     return system if base in ("merged", "base", "all") else _absolute(base) + system[len(base) :]
+
+
+def _absolute_pairs(path: str) -> str:
+    """A pairs file's absolute path; the split of a data-set folder stays behind it."""
+    folder, colon, split = path.rpartition(":")
+    if colon and Path(folder).expanduser().is_dir() and not Path(path).expanduser().exists():
+        return f"{_absolute(folder)}:{split}"
+    return _absolute(path)
 
 
 def _absolute(path: str) -> str:

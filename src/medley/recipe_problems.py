@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +23,10 @@ def explain(problem: ValidationError, model: type[BaseModel]) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return _sentence(f"{key + ': ' if key else ''}{message}")
-    return f"{key}: {message[0].lower()}{message[1:]} (found {error['input']!r})."
+    found = error["input"]
+    if error["type"] == "string_type" and isinstance(found, (bool, int, float)):
+        return f"{key}: a text is needed, and {json.dumps(found)} is none by YAML's rules; put it in quotes."
+    return f"{key}: {message[0].lower()}{message[1:]} (found {reprlib.repr(found)})."
 
 
 def _sentence(text: str) -> str:

@@ -44,6 +44,8 @@ class TaskScores:
     per_query: Mapping[str, Mapping[str, float]]
     top: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Ids of the TOP passages ranked first for each query, to look at what went wrong."""
+    dangling: int = 0
+    """Judgements that were left out, since their query or passage is not there."""
 
     @property
     def ndcg_at_10(self) -> float:
@@ -53,7 +55,8 @@ class TaskScores:
     def as_json(self) -> dict[str, Any]:
         """A task of results.json."""
         per_query = {query_id: dict(scores) for query_id, scores in self.per_query.items()}
-        return {"split": self.split, **self.means, "queries": len(per_query), "per_query": per_query,
+        left_out = {"dangling_judgements": self.dangling} if self.dangling else {}
+        return {"split": self.split, **self.means, "queries": len(per_query), **left_out, "per_query": per_query,
                 "top": {query_id: list(ids) for query_id, ids in self.top.items()}}  # fmt: skip
 
 
@@ -88,7 +91,7 @@ def score_rankings(collection: Collection, rankings: Rankings) -> TaskScores:
     names = next(iter(per_query.values()))
     means = {name: sum(scores[name] for scores in per_query.values()) / len(per_query) for name in names}
     top = {query_id: [passage_id for passage_id, _ in ranking[:TOP]] for query_id, ranking in cut.items()}
-    return TaskScores(collection.split, means, per_query, top)
+    return TaskScores(collection.split, means, per_query, top, collection.dangling)
 
 
 def _by_rank(ranking: Ranking) -> dict[str, float]:

@@ -66,6 +66,7 @@ def load_against(spec: str) -> Against:
         split=",".join(splits),
         queries=MappingProxyType(queries),
         judgements=MappingProxyType(judgements),
+        dangling=sum(part.dangling for part in parts),
     )
     return Against(whole, Splits(_by_id(parts, _query_ids), _by_id(parts, _passage_ids)))
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from medley.encoder import Retriever, encode_passages, encode_queries, save_retriever
-from medley.errors import ModelError
+from medley.errors import InputError, ModelError
 from medley.files import explained_write_errors, writing
 from medley.finite import check_finite
 from medley.lowrank import attached
@@ -232,7 +232,7 @@ def model_card(
 
 def licences(folders: Mapping[str, Path]) -> dict[str, str]:
     """The licence that each folder's model card states in its front matter, by name; silent ones are left out."""
-    import yaml
+    from medley.yaml_file import parse_yaml
 
     found = {}
     for name, folder in folders.items():
@@ -241,8 +241,8 @@ def licences(folders: Mapping[str, Path]) -> dict[str, str]:
             continue
         parts = path.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
         try:
-            front = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-        except yaml.YAMLError:
+            front = parse_yaml(parts[1], str(path)) if len(parts) == 3 and not parts[0].strip() else None
+        except InputError:
             front = None  # a broken card states nothing
         if isinstance(front, dict) and front.get("license"):
             found[name] = str(front["license"])

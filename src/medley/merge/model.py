@@ -113,7 +113,7 @@ def write_as_mergekit(file: MergeFile, path: Path, *, force: bool = True) -> Non
 
     Raises RecipeError where mergekit has no counterpart.
     """
-    import yaml
+    from medley.yaml_file import dump_yaml
 
     folder = local_folder(file.base)
     layer_count = int(read_json(folder / "config.json", ModelError)["num_hidden_layers"])
@@ -127,7 +127,7 @@ def write_as_mergekit(file: MergeFile, path: Path, *, force: bool = True) -> Non
     adapters = [expert.name for expert in experts if expert.is_adapter]
     with writing(path, force=force) as temporary:
         content = write_mergekit(whole, layer_count, adapters)
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        temporary.write_text(dump_yaml(content), encoding="utf-8")
 
 
 def apply_merge(merge: Merge, weights_KS: np.ndarray, probe: Probe) -> ProbeVectors:

@@ -271,15 +271,9 @@ def read_merge_file(path: Path) -> MergeFile:
 
     Raises RecipeError naming the key, and the nearest known one where it is unknown.
     """
-    import yaml
+    from medley.yaml_file import read_yaml  # not at import: `medley --help` needs these settings and no YAML
 
-    if not path.is_file():
-        raise RecipeError(f"{path}: no such file; check the path.")
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as problem:
-        reason = " ".join(str(problem).split())
-        raise RecipeError(f"{path}: not valid YAML ({reason}).") from problem
+    value = read_yaml(path, RecipeError)
     if not isinstance(value, dict):
         raise RecipeError(f"{path}: expected keys and values; see `medley merge --help`.")
     if "merge_method" in value:

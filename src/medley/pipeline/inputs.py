@@ -13,6 +13,7 @@ from medley.encoder import Retriever
 from medley.errors import InputError, PairsError
 from medley.fingerprint import fingerprint, fingerprint_file, fingerprint_path, fingerprint_texts
 from medley.model_name import model_identity
+from medley.pair_files import located
 from medley.pairs import iter_pairs
 
 ALL = "all"
@@ -83,13 +84,13 @@ class Inputs:
         return self.identities[path]
 
     def pairs_file(self, path: str) -> str:
-        """Content fingerprint of a pairs file or data-set folder, every row of which is checked."""
+        """Content fingerprint of a pairs file, or of a split of a data-set folder; every row of it is checked."""
         if path not in self.identities:
             location = expanded(path)
-            if not location.exists():
+            if not located(location).exists():
                 raise PairsError(f"{path}: no such pairs file; check the path in the recipe's sources.")
             self.pairs[path] = sum(1 for _ in iter_pairs(location))
-            self.identities[path] = fingerprint_path(location)
+            self.identities[path] = fingerprint_path(located(location))
         return self.identities[path]
 
     def pairs_in(self, path: str) -> int:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medley.errors import InputError
+from medley.yaml_file import read_yaml
 
 LIBRARY = Path(__file__).with_name("library.yaml")
 DEFAULT = "Given a question, retrieve passages that answer the question"
@@ -61,12 +61,7 @@ class Library:
 def read_library(path: Path | None = None) -> Library:
     """Read the bundled list, or one of the user's own. Raises InputError naming the file and the entry."""
     where = path or LIBRARY
-    if not where.is_file():
-        raise InputError(f"{where}: no such file; check prompts.library.")
-    try:
-        content = yaml.safe_load(where.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as problem:
-        raise InputError(f"{where}: not valid YAML in UTF-8 ({str(problem).splitlines()[0]}).") from problem
+    content = read_yaml(where, InputError, missing="no such file; check prompts.library")
     if not isinstance(content, dict) or not isinstance(content.get("instructions"), list):
         raise InputError(
             f"{where}: a library is `version: 1` and a list `instructions`; see the bundled one."

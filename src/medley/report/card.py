@@ -11,13 +11,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from medley.report import findings
 from medley.report.formats import Coefficient, Results
 from medley.report.numbers import score, signed
 from medley.report.numbers import variant as written
 from medley.report.reading import ALL, BM25, MERGED, Run, read_run
+from medley.yaml_file import dump_yaml
 
 UNKNOWN = "not stated"
 
@@ -48,7 +47,7 @@ def _head(run: Run) -> Iterator[str]:
     base = str(run.recipe.get("base", UNKNOWN))
     if base.count("/") == 1 and not base.startswith((".", "/", "~")):
         front["base_model"] = base
-    yield from ("---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).rstrip(), "---", "")
+    yield from ("---", dump_yaml(front).rstrip(), "---", "")
     yield from (f"# {run.manifest.name}", "")
     experts = len(_mapping(run.recipe, "experts"))
     kind = "expert" if experts == 1 else "experts"

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from medley.errors import InputError, RecipeError
@@ -26,6 +25,8 @@ from medley.report.formats import (
     Training,
     VariantScores,
 )
+from medley.text_file import read_text
+from medley.yaml_file import parse_yaml
 
 ALL = "all"
 """The model trained on all data together, among the trained and in the results."""
@@ -124,13 +125,8 @@ def _recipe(path: Path) -> tuple[str, Mapping[str, Any]]:
     """The recipe as text and as plain data: runs of other versions must open, so it is not validated."""
     if not path.is_file():
         return "", {}
-    try:
-        text = path.read_bytes().decode("utf-8")
-        recipe = yaml.safe_load(text)
-    except (UnicodeDecodeError, yaml.YAMLError) as problem:
-        raise RecipeError(
-            f"{path}: cannot be read ({problem}); run the recipe again to rewrite it."
-        ) from problem
+    text = read_text(path, RecipeError)
+    recipe = parse_yaml(text, str(path), RecipeError)
     if not isinstance(recipe, dict):
         raise RecipeError(
             f"{path}: a recipe is a mapping of keys; this file holds a {type(recipe).__name__}."

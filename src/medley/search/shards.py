@@ -72,18 +72,27 @@ class Shards:
         return np.empty((0, self.shape[1]), dtype=np.float32)
 
     def _open(self, shard: range) -> np.ndarray:
-        path = shard_path(self.folder, shard)
-        wanted = (len(shard), self.shape[1])
-        try:
-            vectors = np.load(path, mmap_mode="r")
-        except (OSError, ValueError) as problem:
-            raise ModelError(f"{path}: cannot be read ({problem}); remove it and encode again.") from problem
-        if vectors.shape != wanted or vectors.dtype != np.float32:
-            raise ModelError(
-                f"{path}: holds {vectors.dtype} of shape {vectors.shape}, not float32 of shape {wanted}; "
-                "remove it and encode again."
-            )
-        return vectors
+        return open_vectors(shard_path(self.folder, shard), (len(shard), self.shape[1]), remedy="remove it")
+
+
+def open_vectors(path: Path, wanted: tuple[int, int], *, remedy: str) -> np.ndarray:
+    """Vectors of a file, float32 of a shape that is known, left on disk. Raises ModelError with the remedy."""
+    vectors = open_array(path, remedy=remedy)
+    if vectors.shape != wanted or vectors.dtype != np.float32:
+        raise ModelError(
+            f"{path}: holds {vectors.dtype} of shape {vectors.shape}, not float32 of shape {wanted}; "
+            f"{remedy} and encode again."
+        )
+    return vectors
+
+
+def open_array(path: Path, *, remedy: str) -> np.ndarray:
+    """An array of a file, left on disk. Raises ModelError with the remedy where it is cut or none at all."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as problem:
+        reason = str(problem).splitlines()[0].rstrip(".")
+        raise ModelError(f"{path}: cannot be read ({reason}); {remedy} and encode again.") from problem
 
 
 def shards_of(count: int, rows: int) -> list[range]:

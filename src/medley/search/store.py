@@ -20,11 +20,13 @@ from medley.errors import ModelError
 from medley.files import writing
 from medley.fingerprint import fingerprint_texts
 from medley.progress import progress
+from medley.search.shards import open_array, open_vectors
 
 SEGMENT_ROWS = 8_192
 """Vectors a segment holds: what a kill can cost."""
 CHUNK = 2_048
 """Texts that are in memory at once."""
+REMEDY = "remove the folder"
 KEY = np.dtype("S16")
 """The first 128 bits of a SHA-256; a billion texts share one with a probability of 1e-21."""
 
@@ -62,20 +64,8 @@ class StoredVectors:
         return vectors
 
     def _open(self, segment: int) -> np.ndarray:
-        path = self.segments[segment]
-        wanted = (int(self.starts[segment + 1] - self.starts[segment]), self.dimension)
-        try:
-            vectors = np.load(path, mmap_mode="r")
-        except (OSError, ValueError) as problem:
-            raise ModelError(
-                f"{path}: cannot be read ({problem}); remove the folder and encode again."
-            ) from problem
-        if vectors.shape != wanted or vectors.dtype != np.float32:
-            raise ModelError(
-                f"{path}: holds {vectors.dtype} of shape {vectors.shape}, not float32 of shape {wanted}; "
-                "remove the folder and encode again."
-            )
-        return vectors
+        rows = int(self.starts[segment + 1] - self.starts[segment])
+        return open_vectors(self.segments[segment], (rows, self.dimension), remedy=REMEDY)
 
 
 def stored_vectors(
@@ -108,7 +98,8 @@ def stored_vectors(
         segments, starts, known = _known(folder)
     order = np.argsort(known, kind="stable")
     rows = order[np.searchsorted(known, wanted, sorter=order)] if len(wanted) else np.zeros(0, np.int64)
-    dimension = int(np.load(segments[0], mmap_mode="r").shape[1]) if segments else 0
+    # of what is no table any number: opening it as vectors says so
+    dimension = sum(open_array(segments[0], remedy=REMEDY).shape[1:]) if segments else 0
     return StoredVectors(segments, starts, rows, dimension)
 
 
@@ -125,10 +116,17 @@ def _keys(context: str, texts: Sequence[str]) -> np.ndarray:
 def _known(folder: Path) -> tuple[tuple[Path, ...], np.ndarray, np.ndarray]:
     """The segments of a folder, the first row of each, and the keys of all rows."""
     key_files = sorted(folder.glob("[0-9a-f]*.keys.npy"))
-    keys = [np.load(file).view(KEY).reshape(-1) for file in key_files]
+    keys = [_read_keys(file) for file in key_files]
     starts = np.concatenate([[0], np.cumsum([len(own) for own in keys])]).astype(np.int64)
     segments = tuple(file.with_name(file.name.replace(".keys.", ".vectors.")) for file in key_files)
     return segments, starts, np.concatenate([np.zeros(0, KEY), *keys])
+
+
+def _read_keys(path: Path) -> np.ndarray:
+    keys = open_array(path, remedy=REMEDY)
+    if keys.dtype != np.uint8 or keys.ndim != 2 or keys.shape[1] != KEY.itemsize:
+        raise ModelError(f"{path}: holds no keys of texts; {REMEDY} and encode again.")
+    return np.ascontiguousarray(keys).view(KEY).reshape(-1)
 
 
 def _write(folder: Path, keys: np.ndarray, vectors: np.ndarray) -> None:

@@ -22,6 +22,7 @@ from medley.collections import Passage
 from medley.errors import InputError
 from medley.synthesize.rewrite import WORD, is_plural, plural, singular
 from medley.synthesize.words import DETERMINERS, FUNCTION_WORDS, PREPOSITIONS, SUFFIXES, TO_VERB
+from medley.text_file import read_text
 
 TABLE = Path(__file__).with_name("siblings.txt")
 _GENE = re.compile(r"[A-Z]{1,6}[A-Za-z]{0,3}-?\d{1,4}[A-Za-z]?$")
@@ -122,10 +123,11 @@ def read_classes(path: Path) -> list[list[str]]:
 
     Raises InputError with file:line for a class of fewer than two members.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give a table of classes or leave the setting out.")
+    text = read_text(
+        path, InputError, missing="no such file; give a table of classes or leave the setting out"
+    )
     classes: list[list[str]] = []
-    for line_number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for line_number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         members = [member.strip() for member in line.split(",") if member.strip()]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from medley.errors import InputError
 from medley.synthesize.rewrite import Change, like_case
+from medley.text_file import read_text
 
 TABLE = Path(__file__).with_name("antonyms.txt")
 _AUXILIARY = {"is", "are", "was", "were", "can", "could", "should", "must", "would", "will"}
@@ -32,10 +33,11 @@ def read_antonyms(path: Path) -> dict[str, str]:
 
     Raises InputError with file:line for a line that is no pair.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give a table of antonyms or leave the setting out.")
+    text = read_text(
+        path, InputError, missing="no such file; give a table of antonyms or leave the setting out"
+    )
     opposites: dict[str, str] = {}
-    for line_number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for line_number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         match = re.fullmatch(r"\s*([^/>]+?)\s*([/>])\s*([^/>]+?)\s*", line)

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from medley.errors import InputError
+from medley.yaml_file import read_yaml
 
 Weights = dict[str, float]
 
@@ -31,13 +31,9 @@ class Variant(BaseModel):
 
 def read_variants(path: Path) -> dict[str, Variant]:
     """The variants of a file. Raises InputError naming the file and what is wrong in it."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; check the path, or leave the setting out.")
+    content = read_yaml(path, InputError, missing="no such file; check the path, or leave the setting out")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
         variants = TypeAdapter(dict[str, Variant]).validate_python(content)
-    except (yaml.YAMLError, UnicodeDecodeError) as problem:
-        raise InputError(f"{path}: not valid YAML ({' '.join(str(problem).split())}).") from problem
     except ValidationError as problem:
         first = problem.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"
