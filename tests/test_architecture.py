@@ -23,7 +23,7 @@ LAYERS = (
     {"errors"},
     {"files", "text_file", "yaml_file", "csv_file", "fingerprint", "progress", "overlap", "template", "collections", "documents",
      "qrels", "mteb_tasks", "pair_files", "pairs", "leaks", "origins", "positives", "prompt_file", "hub", "model_name", "statistics", "finite"},
-    {"run", "reuse", "claim"},
+    {"artefact", "run", "reuse", "claim"},
     {"llm", "batches", "encoder", "search", "backbone", "lowrank", "expert", "prefix"},
     {"mine", "synthesize", "guard", "review", "prompts", "train", "merge", "evaluate", "report"},
     {"recipe", "recipe_data", "recipe_merge", "recipe_places", "recipe_problems"},  # every stage's settings in one file; the stages themselves it does not call

@@ -18,6 +18,7 @@ from medley.merge.model import merge_model
 from medley.merge.settings import parse_merge_file
 from medley.pipeline import STAGES
 from medley.pipeline.timing import Speeds, timed
+from medley.run import locked
 from small import contents, medley, write_collection, write_recipe
 
 KINDS = {"other_aspect", "sibling_entity", "contradicted_claim", "partial_answer", "wrong_number"}
@@ -125,11 +126,87 @@ def test_the_model_opens_without_medley_and_gives_the_scored_vectors(place, tmp_
 def test_a_finished_run_does_nothing_and_says_so(place, again):
     before = contents(again)
     assert rerun(place, again) == []
-    after = contents(again)
-    changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
-    assert changed <= {"manifest.json"}
+    assert contents(again) == before
     states = medley("status", again, "--json").json()
     assert {state["state"] for state in states} == {"done"}
+
+
+def test_what_was_handed_over_is_checked_and_put_right(place, again):
+    (again / "results.json").unlink()
+    (again / "report.html").unlink()
+    (again / "model/config.json").write_text("mine")
+    (again / "model/notes.txt").write_text("mine")
+    rows = medley("status", again, "--json").json()
+    assert {row["why"] for row in rows if row["state"] != "done"} == {
+        "model/config.json was changed after it was made", "results.json is not there", "report.html is not there",
+    }  # fmt: skip
+    assert rerun(place, again) == [], "all of it is in the artefacts"
+    assert {row["state"] for row in medley("status", again, "--json").json()} == {"done"}
+    for name in ("results.json", "report.html", "model/config.json", "model/README.md"):
+        assert (again / name).read_bytes() == (place / "run" / name).read_bytes(), name
+    assert {path.name for path in again.glob("edited/*/model/*")} == {"config.json", "notes.txt"}
+    shutil.rmtree(again / "model")
+    assert rerun(place, again, "--until", "sources") == []
+    assert contents(again / "model") == contents(place / "run/model")
+
+
+def test_a_finished_run_can_be_taken_whole(place, tmp_path):
+    done = medley("run", place / "small.yaml", "--out", tmp_path / "new", "--reuse", place / "run")
+    assert done.code == 0 and "nDCG@10" in done.out, done.err
+    assert not [line for line in done.err.splitlines() if line.startswith("[")]
+    for name in ("results.json", "report.html", "recipe.yaml", "manifest.json", "failures.json"):
+        assert (tmp_path / "new" / name).read_bytes() == (place / "run" / name).read_bytes(), name
+    assert contents(tmp_path / "new/model") == contents(place / "run/model")
+
+
+def test_what_was_handed_over_speaks_of_its_own_run(place, again, monkeypatch):
+    def handed_over():
+        return {name: content for name, content in contents(again).items() if name in before}
+
+    before = {n: c for n, c in contents(again).items() if not n.startswith(("stages/", "vectors/", "."))}
+    other = ("--set", "seed=99", "--set", "licence=mit", "--set", "leaks=drop")
+    assert rerun(place, again, "--until", "leaks", *other) != []
+    assert handed_over() == before and "licence: mit" in (again / "recipe-unfinished.yaml").read_text()
+    last = medley("status", again, "--json").json()[-1]
+    assert (
+        last["state"] == "stale" and "recipe-unfinished.yaml was run later and not to its end" in last["why"]
+    )
+    monkeypatch.setattr("medley.run.PATIENCE_S", 0.0)
+    with locked(again):
+        refused = medley("run", place / "small.yaml", "--out", again, "--set", "seed=98")
+    assert refused.code == 2 and "another process is working on this run" in refused.err
+    assert handed_over() == before and "seed: 99" in (again / "recipe-unfinished.yaml").read_text()
+    rerun(place, again, "--until", "leaks")
+    assert not (again / "recipe-unfinished.yaml").exists(), "the recipe of before is run again"
+    assert rerun(place, again, "--set", "licence=mit") == ["report/report"]
+    assert "license: mit" in (again / "model/README.md").read_text()
+    assert "licence: mit" in (again / "recipe.yaml").read_text()
+    assert not (again / "recipe-unfinished.yaml").exists()
+
+
+def test_coefficients_changed_by_hand_are_seen_kept_and_found_again(place, again):
+    path = again / "stages/merge/search/search.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps({**found, "best": {**found["best"], "coefficients": {"a": 0.0, "b": 3.0}}}))
+    stale = {
+        row["step"]: row["why"] for row in medley("status", again, "--json").json() if row["state"] != "done"
+    }
+    assert stale == {
+        "merge/search": "stages/merge/search/search.json was changed after it was made",
+        "merge/model": "merge/search has other content than this was made from",
+    }
+    shutil.rmtree(again / "stages/merge/model")
+    assert rerun(place, again) == ["merge/search", "merge/model"], "they are again what was evaluated"
+    (kept,) = again.glob("edited/*/stages/merge/search/search.json")
+    assert json.loads(kept.read_text())["best"]["coefficients"] == {"a": 0.0, "b": 3.0}
+    assert contents(again / "model") == contents(place / "run/model")
+
+
+def test_a_plan_is_refused_where_the_run_would_be(place, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "is a file" in medley("run", place / "small.yaml", "--out", tmp_path / "file", "--plan").err
+    other = medley("run", place / "small.yaml", "--out", place / "run", "--set", "name=other", "--plan")
+    assert other.code == 2 and "holds another run ('small', not 'other')" in other.err
 
 
 def test_a_changed_learning_rate_redoes_what_depends_on_it_and_status_says_why(place, again):
@@ -223,7 +300,7 @@ def test_until_and_plan(place, tmp_path):
     before = contents(tmp_path)
     plan = medley("run", recipe, "--out", tmp_path / "run", "--plan", "--json")
     assert contents(tmp_path) == before, "--plan touches nothing"
-    assert {row["state"] for row in plan.json()} == {"missing"}
+    assert {row["state"] for row in plan.json()} == {"to do"}
     planned = {row["step"]: row for row in plan.json()}
     for name in ("a", "all"):
         adapter = load_file(place / "run/stages/train" / name / "adapter/adapter_model.safetensors")
@@ -265,7 +342,7 @@ def test_times_follow_from_texts_and_speeds():
     rows = [
         {"step": "train/a", "state": "stale", "why": "", "texts_trained": 100, "texts_encoded": 1000},
         {"step": "train/b", "state": "done", "why": "", "texts_trained": 100},
-        {"step": "mine/a", "state": "missing", "why": ""},
+        {"step": "mine/a", "state": "to do", "why": ""},
     ]
     assert timed(rows, Speeds(encoded=0.01, trained=0.2)) == [{**rows[0], "seconds": 30.0}, *rows[1:]]
 

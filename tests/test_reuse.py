@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 
 import pytest
 
+from medley.artefact import read_artefact
 from medley.errors import OutputError
 from medley.files import link_tree
 from medley.reuse import check_runs, found_elsewhere, take
-from medley.run import claim_folder, execute, states
+from medley.run import execute, states, working_on
 from small import medley, write_collection, write_recipe
 from test_run import chain, run
 
 
 def fresh(folder):
-    claim_folder(folder, "x")
-    return folder
+    with working_on(folder, "x"):
+        return folder
 
 
 def test_only_what_is_the_same_is_taken(tmp_path):
@@ -27,10 +28,10 @@ def test_only_what_is_the_same_is_taken(tmp_path):
         "one/a": tmp_path / "old",
         "two/d": tmp_path / "old",
     }
-    execute(new, steps, name="x", seed=1)
+    execute(new, steps)
     assert calls == ["b", "c"]
     assert (new / "stages/three/c/text").read_text() == "cba"
-    assert json.loads((new / "manifest.json").read_text())["stages"]["one"]["a"]["summary"] == {"name": "a"}
+    assert read_artefact(new, "one/a").summary == {"name": "a"}
 
 
 def test_what_is_stale_here_is_taken_too_and_what_is_done_is_left(tmp_path):
@@ -60,6 +61,25 @@ def test_what_is_made_again_leaves_the_other_run_as_it_was(tmp_path):
     assert (new / "stages/two/b/text").stat().st_ino == (tmp_path / "old/stages/two/b/text").stat().st_ino
     run(new, [], a=5, b=5)
     assert {s.state for s in states(tmp_path / "old", chain([]))} == {"done"}
+
+
+def test_what_was_edited_there_or_made_from_something_else_is_not_taken(tmp_path):
+    run(fresh(tmp_path / "old"), [])
+    (tmp_path / "old/stages/two/d/text").write_text("edited")
+    new = fresh(tmp_path / "new")
+
+    def differently(out, needs):
+        (out / "text").write_text("another draw")
+        return {}
+
+    execute(new, [replace(chain([])[0], build=differently)])
+    assert take(new, chain([]), [tmp_path / "old"]) == {"three/c": tmp_path / "old"}, (
+        "b may be made as it was there"
+    )
+    calls: list[str] = []
+    run(new, calls)
+    assert calls == ["b", "d", "c"]
+    assert (new / "stages/three/c/text").read_text() == "cbanother draw"
 
 
 def test_paid_replies_come_along_once(tmp_path):

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ OWN_FILES = ".medley-files"
 """In a folder that Medley wrote: `files`, the names of all it wrote there (JSON). Any other is somebody else's."""
 MAX_DEPTH = 100
 """Deepest nesting of JSON and YAML that is read; what walks through values later is recursive."""
+LOOK_AGAIN_S = 0.1
+"""Seconds between two tries for a lock that another process holds."""
 
 
 def read_jsonl(path: Path, error: type[InputError] = InputError) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -302,11 +305,13 @@ def link_tree(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def held(lock: Path, busy: str) -> Iterator[None]:
+def held(lock: Path, busy: str, *, patience_s: float = 0.0) -> Iterator[int]:
     """Hold a lock file, which is gone afterwards; one that a killed process left does not hold anybody up.
 
-    Raises OutputError with the sentence `busy` where another process holds it.
+    Gives its descriptor: a process that inherits that holds the lock, too.
+    Raises OutputError with the sentence `busy` where another process holds it still after `patience_s`.
     """
+    until = time.monotonic() + patience_s
     while True:
         with explained_write_errors(lock):
             file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -316,10 +321,13 @@ def held(lock: Path, busy: str) -> Iterator[None]:
                 break  # else its holder has removed it meanwhile, and the next process locks another file
         except BlockingIOError as problem:
             os.close(file)
-            raise OutputError(busy) from problem
+            if time.monotonic() >= until:
+                raise OutputError(busy) from problem
+            time.sleep(LOOK_AGAIN_S)
+            continue
         os.close(file)
     try:
-        yield
+        yield file
     finally:
         lock.unlink(missing_ok=True)
         os.close(file)

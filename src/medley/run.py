@@ -4,13 +4,15 @@ A run is a list of steps in order. A step's key is the fingerprint of everything
 settings, the content of the files it reads, the code of its stage, the base, and the keys of the steps it needs.
 So all keys are known before anything runs, `status` and `--plan` compute without doing, and a changed setting
 re-runs exactly what depends on it. An artefact is a folder `stages/<stage>/<name>/` that holds `artefact.json`,
-written last and renamed into place as a whole: no artefact.json, not finished.
+written last and renamed into place as a whole: no artefact.json, not finished. It also says what content the artefact
+has and of what content it was made, so that what was edited, or made again with another result, is seen (artefact.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,14 +21,25 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from medley.artefact import (
+    ARTEFACT,
+    STAGES,
+    Artefact,
+    changed_files,
+    keep_edited_artefact,
+    marks,
+    read_artefact,
+)
 from medley.errors import OutputError, RecipeError
-from medley.files import explained_write_errors, held, read_json, remove, write_json, writing
+from medley.files import explained_write_errors, held, remove, write_json, writing
 from medley.fingerprint import fingerprint
 from medley.progress import say
 
-FORMAT = 1
-ARTEFACT = "artefact.json"
+FORMAT = 2
 MANIFEST = "manifest.json"
+LOCK = ".lock"
+PATIENCE_S = 10.0
+"""How long to wait for a lock: the processes of a run that was killed take a moment to end."""
 PACKAGES = (
     "medley-retrieval",
     "torch",
@@ -63,12 +76,14 @@ class Step:
 
 @dataclass(frozen=True)
 class StepState:
-    """Whether a step's artefact is there and up to date, and if not, why."""
+    """Whether a step's artefact is there and up to date, and if not, why; and what else is to be said of it."""
 
     step: Step
     key: str
-    state: Literal["done", "stale", "missing"]
+    state: Literal["done", "stale", "to do"]
     reason: str = ""
+    content: str = ""
+    """The fingerprint of what a step that is done has made."""
 
 
 def step_keys(steps: Sequence[Step]) -> dict[str, str]:
@@ -91,25 +106,46 @@ def _ingredients(step: Step, keys: Mapping[str, str]) -> dict[str, Any]:
 def states(folder: Path, steps: Sequence[Step]) -> list[StepState]:
     """Compare what the run folder holds with what the steps ask for."""
     keys = step_keys(steps)
-    found = []
-    for step in steps:
-        artefact = read_artefact(folder, step.id)
-        if artefact is None:
-            found.append(StepState(step, keys[step.id], "missing"))
-        elif artefact["key"] == keys[step.id]:
-            found.append(StepState(step, keys[step.id], "done"))
-        else:
-            wanted = _ingredients(step, keys)
-            found.append(
-                StepState(step, keys[step.id], "stale", _difference(artefact["ingredients"], wanted))
-            )
-    return found
+    contents: dict[str, str] = {}
+    return [_state(folder, step, keys, contents) for step in steps]
 
 
-def read_artefact(folder: Path, step_id: str) -> dict[str, Any] | None:
-    """What a finished artefact says of itself; None when it is not finished."""
-    path = folder / "stages" / step_id / ARTEFACT
-    return read_json(path) if path.is_file() else None
+def _state(folder: Path, step: Step, keys: Mapping[str, str], contents: dict[str, str]) -> StepState:
+    """The state of one step. `contents` has what the steps before it hold now, and gets what this one holds.
+
+    A step that needs one which is not there is judged when that has been made again: it may well be the same.
+    """
+    key = keys[step.id]
+    artefact = read_artefact(folder, step.id)
+    if artefact is None:
+        if (folder / STAGES / step.id / ARTEFACT).exists():
+            return StepState(step, key, "stale", f"{STAGES}/{step.id}/{ARTEFACT} cannot be read")
+        return StepState(step, key, "to do")
+    changed = [
+        f"{STAGES}/{step.id}/{change}" for change in changed_files(folder / STAGES / step.id, artefact.files)
+    ]
+    contents[step.id] = "" if changed else artefact.content
+    if artefact.key != key:
+        return StepState(step, key, "stale", _difference(artefact.ingredients, _ingredients(step, keys)))
+    others = [
+        f"{need} has other content than this was made from"
+        for need in step.needs
+        if need in contents and contents[need] != artefact.made_from.get(need)
+    ]
+    if changed or others:
+        return StepState(step, key, "stale", "; ".join((changed + others)[:3]))
+    return StepState(step, key, "done", _made_with(artefact), artefact.content)
+
+
+def _made_with(artefact: Artefact) -> str:
+    """Which packages had other versions when a step was made, in words."""
+    now = versions()
+    others = [
+        f"{package} {then}, now {now.get(package, 'not installed')}"
+        for package, then in artefact.versions.items()
+        if now.get(package) != then
+    ]
+    return f"made with {'; '.join(others)}" if others else ""
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -153,70 +189,87 @@ def _plain(value: Any) -> Any:
 
 
 def execute(
-    folder: Path, steps: Sequence[Step], *, name: str, seed: int, stages: Sequence[str] | None = None
-) -> None:
-    """Make every artefact that is missing or stale, in order; with `stages`, only those of these stages.
+    folder: Path,
+    steps: Sequence[Step],
+    *,
+    stages: Sequence[str] | None = None,
+    made: Callable[[], None] = lambda: None,
+) -> bool:
+    """Make every artefact that is to do or stale, in order; with `stages`, only those of these stages.
 
-    Holds a lock on the folder. Can be interrupted at any moment: finished artefacts stay.
-    Raises OutputError when another process works in the folder.
+    Can be interrupted at any moment: finished artefacts stay. The caller holds the lock; `made` is called after each
+    artefact. Returns whether all steps are done.
     """
-    with locked(folder):
-        _sweep(folder)
-        keys = step_keys(steps)
-        for index, step in enumerate(steps):
-            state = states(folder, [*steps[:index], step])[-1]
-            if state.state == "done" or (stages is not None and step.stage not in stages):
-                continue
-            say(
-                f"[{index + 1}/{len(steps)}] {step.id}"
-                + (f" (again: {state.reason})" if state.reason else "")
-            )
-            make(folder, step, keys)
-            write_manifest(folder, steps, name=name, seed=seed)
-        write_manifest(folder, steps, name=name, seed=seed)
+    keys = step_keys(steps)
+    contents: dict[str, str] = {}
+    all_done = True
+    for index, step in enumerate(steps):
+        state = _state(folder, step, keys, contents)
+        if state.state == "done":
+            continue
+        if stages is not None and step.stage not in stages:
+            all_done = False
+            continue
+        again = f" (again: {state.reason})" if state.reason else ""
+        say(f"[{index + 1}/{len(steps)}] {step.id}{again}")
+        contents[step.id] = make(folder, step, keys).content
+        made()
+    return all_done
 
 
-def make(folder: Path, step: Step, keys: Mapping[str, str]) -> None:
-    """Make one artefact, whatever was there; the caller holds the lock."""
-    needs = {need: folder / "stages" / need for need in step.needs}
-    target = folder / "stages" / step.id
+def make(folder: Path, step: Step, keys: Mapping[str, str]) -> Artefact:
+    """Make one artefact in place of what was there, of which an edited file is kept; the caller holds the lock."""
+    needs = {need: folder / STAGES / need for need in step.needs}
+    of = {need: read_artefact(folder, need) for need in step.needs}
     started = time.monotonic()
-    with writing(target, own=True) as temporary:
+    with writing(folder / STAGES / step.id, own=True) as temporary:
         temporary.mkdir(parents=True)
         summary = step.build(temporary, needs)
-        write_json(
-            temporary / ARTEFACT,
-            {
-                "id": step.id,
-                "key": keys[step.id],
-                "ingredients": _plain(_ingredients(step, keys)),
-                "seconds": round(time.monotonic() - started, 3),
-                "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "summary": dict(summary),
-            },
+        artefact = Artefact(
+            id=step.id,
+            key=keys[step.id],
+            ingredients=_plain(_ingredients(step, keys)),
+            made_from={need: found.content for need, found in of.items() if found is not None},
+            files=marks(temporary),
+            versions=versions(),
+            machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+            seconds=round(time.monotonic() - started, 3),
+            finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            summary=dict(summary),
         )
+        write_json(temporary / ARTEFACT, artefact.model_dump(mode="json"))
+        keep_edited_artefact(folder, step.id)
+    return artefact
 
 
-def write_manifest(folder: Path, steps: Sequence[Step], *, name: str, seed: int) -> None:
-    """Write manifest.json from the artefacts that are there: fingerprints, versions, seed, time, cost."""
+def manifest_of(folder: Path, steps: Sequence[Step], *, name: str, seed: int) -> dict[str, Any]:
+    """What manifest.json says, all of it from the artefacts that are there: keys, versions, time, cost.
+
+    Versions are those that the artefacts were made with, several where they were made with several.
+    """
+    artefacts = [(step, found) for step in steps if (found := read_artefact(folder, step.id)) is not None]
     stages: dict[str, dict[str, Any]] = {}
-    for step in steps:
-        artefact = read_artefact(folder, step.id)
-        if artefact is not None:
-            kept = {key: artefact[key] for key in ("key", "seconds", "finished", "summary")}
-            stages.setdefault(step.stage, {})[step.name] = kept
-    write_json(
-        folder / MANIFEST,
-        {
-            "format": FORMAT,
-            "name": name,
-            "seed": seed,
-            "versions": versions(),
-            "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-            "seconds": round(sum(a["seconds"] for stage in stages.values() for a in stage.values()), 3),
-            "stages": stages,
-        },
-    )
+    for step, artefact in artefacts:
+        stages.setdefault(step.stage, {})[step.name] = artefact.model_dump(
+            mode="json", include={"key", "seconds", "finished", "summary"}
+        )
+    used: dict[str, list[str]] = {}
+    for _, artefact in artefacts:
+        for package, version in artefact.versions.items():
+            used.setdefault(package, []).append(version)
+    return {
+        "format": FORMAT,
+        "name": name,
+        "seed": seed,
+        "versions": {package: _each_once(found) for package, found in used.items()},
+        "machine": _each_once([artefact.machine for _, artefact in artefacts]),
+        "seconds": round(sum(artefact.seconds for _, artefact in artefacts), 3),
+        "stages": stages,
+    }
+
+
+def _each_once(values: Sequence[str]) -> str:
+    return " and ".join(dict.fromkeys(values))
 
 
 def versions() -> dict[str, str]:
@@ -228,32 +281,60 @@ def versions() -> dict[str, str]:
     return found
 
 
-def claim_folder(folder: Path, name: str) -> None:
-    """Make sure that a folder is empty, new, or holds the run of this name.
+def check_folder(folder: Path, name: str) -> None:
+    """Make sure that a folder is empty, new, or holds the run of this name; touches nothing.
 
     Raises OutputError when it holds another run or something that is no run.
     """
-    with explained_write_errors(folder):
-        if folder.exists() and not folder.is_dir():
-            raise OutputError(f"{folder}: is a file; choose another --out.")
-        folder.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file; choose another --out.")
     manifest = folder / MANIFEST
-    if manifest.is_file():
-        other = read_json(manifest, OutputError).get("name")
+    if manifest.exists():
+        other = _name_in(manifest)
+        if other is None:
+            raise OutputError(
+                f'{manifest}: does not say which run this is; write {{"name": "{name}"}} into it if it is this one, '
+                "or choose another --out."
+            )
         if other != name:
             raise OutputError(f"{folder}: holds another run ({other!r}, not {name!r}); choose another --out.")
-    elif any(not entry.name.startswith(".") for entry in folder.iterdir()):
+    elif folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise OutputError(f"{folder}: is not empty and holds no Medley run; choose another --out.")
-    else:
-        write_json(manifest, {"format": FORMAT, "name": name, "stages": {}})
+
+
+def _name_in(manifest: Path) -> str | None:
+    """The run's name; None in a file that is no manifest."""
+    try:
+        name = json.loads(manifest.read_bytes())["name"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return name if isinstance(name, str) else None
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from working on a run. Raises OutputError when one does."""
+def working_on(folder: Path, name: str) -> Iterator[int]:
+    """Take a folder for the run of this name and keep other processes from it; what a killed one left is removed.
+
+    Gives the lock's descriptor: a process that inherits it holds the lock, too.
+    Raises OutputError as `check_folder` does, and when another process works in the folder.
+    """
+    check_folder(folder, name)
+    with explained_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder) as lock:
+        check_folder(folder, name)
+        _sweep(folder)
+        if not (folder / MANIFEST).exists():
+            write_json(folder / MANIFEST, {"format": FORMAT, "name": name, "stages": {}})
+        yield lock
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Hold the lock of a run; gives its descriptor. Raises OutputError when another process holds it."""
     busy = f"{folder}: another process is working on this run; wait for it or stop it."
-    with held(folder / ".lock", busy):
-        yield
+    with held(folder / LOCK, busy, patience_s=PATIENCE_S) as lock:
+        yield lock
 
 
 def _sweep(folder: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from medley.errors import InputError, MedleyError
 from medley.progress import say
-from medley.run import Step, locked, states
+from medley.run import Step, states
 
 POLL_S = 0.2
 
@@ -45,35 +45,45 @@ class Devices:
         return self.count == 1 and not self.launcher
 
 
-def train_on(devices: Devices, folder: Path, steps: Sequence[Step], *, stage: str) -> None:
-    """Make all steps of a stage that are missing or stale, each in a process of its own (see worker.py).
+def train_on(devices: Devices, folder: Path, steps: Sequence[Step], *, stage: str, lock: int) -> None:
+    """Make all steps of a stage that are to do or stale, each in a process of its own (see worker.py).
 
-    The steps must not need one another. Raises what the first failing process reports, after ending the others;
-    finished artefacts stay.
+    The steps must not need one another. `lock` is the descriptor of the folder's lock: the processes inherit it, so
+    that no other run begins while one of them lives; and they end when this process does, however it ends, because
+    then their standard input does. Raises what the first failing process reports, after ending the others; finished
+    artefacts stay.
     """
-    with locked(folder):
-        waiting = [s.step for s in states(folder, steps) if s.step.stage == stage and s.state != "done"]
-        running: dict[int, tuple[Step, subprocess.Popen[bytes]]] = {}
-        with _ended(running):
-            while waiting or running:
-                for slot in range(devices.count):
-                    if waiting and slot not in running:
-                        step = waiting.pop(0)
-                        say(f"{step.id}: on device {slot}" if devices.count > 1 else step.id)
-                        command = [
-                            *_python(devices.launcher),
-                            "-m",
-                            "medley.pipeline.worker",
-                            str(folder),
-                            step.id,
-                        ]
-                        running[slot] = step, subprocess.Popen(command, env=_environment(devices, slot))
-                for slot, (step, process) in list(running.items()):
-                    code = process.poll()
-                    if code is not None:
-                        del running[slot]
-                        _check(step, code)
-                time.sleep(POLL_S)
+    waiting = [s.step for s in states(folder, steps) if s.step.stage == stage and s.state != "done"]
+    running: dict[int, tuple[Step, subprocess.Popen[bytes]]] = {}
+    with _ended(running):
+        while waiting or running:
+            for slot in range(devices.count):
+                if waiting and slot not in running:
+                    step = waiting.pop(0)
+                    say(f"{step.id}: on device {slot}" if devices.count > 1 else step.id)
+                    command = [
+                        *_python(devices.launcher),
+                        "-m",
+                        "medley.pipeline.worker",
+                        str(folder),
+                        step.id,
+                    ]
+                    running[slot] = (
+                        step,
+                        subprocess.Popen(
+                            command,
+                            stdin=subprocess.PIPE,
+                            pass_fds=(lock,),
+                            env=_environment(devices, slot),
+                        ),
+                    )
+            for slot, (step, process) in list(running.items()):
+                code = process.poll()
+                if code is not None:
+                    del running[slot]
+                    process.communicate()  # closes its standard input
+                    _check(step, code)
+            time.sleep(POLL_S)
 
 
 def _python(launcher: str) -> list[str]:
@@ -112,4 +122,4 @@ def _ended(running: Mapping[int, tuple[Step, subprocess.Popen[bytes]]]) -> Itera
         for _, process in running.values():
             process.terminate()
         for _, process in running.values():
-            process.wait()
+            process.communicate()

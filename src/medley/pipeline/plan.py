@@ -41,10 +41,7 @@ def plan_steps(recipe: Recipe, folder: Path) -> list[Step]:
     for spec in held_out_of(recipe):
         inputs.collection(spec)
     keep_dev_from_tests(recipe, inputs)
-    steps = [
-        *data_steps(recipe, inputs),
-        *model_steps(recipe, inputs),
-        *proof_steps(recipe, inputs, folder),
-    ]
     order = {stage: position for position, stage in enumerate(STAGES)}
-    return sorted(steps, key=lambda step: order[step.stage])
+    steps = [*data_steps(recipe, inputs), *model_steps(recipe, inputs)]
+    steps.sort(key=lambda step: order[step.stage])
+    return [*steps, *proof_steps(recipe, inputs, folder, steps)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from medley.recipe import Recipe
 from medley.run import Step
 
 
-def proof_steps(recipe: Recipe, inputs: Inputs, folder: Path) -> list[Step]:
-    """An evaluation of the merged model and of everything it is compared with, and the report on them."""
+def proof_steps(recipe: Recipe, inputs: Inputs, folder: Path, earlier: Sequence[Step]) -> list[Step]:
+    """An evaluation of the merged model and of everything it is compared with, and the report on all steps."""
     chosen = recipe.evaluate.baselines
     base = base_settings(recipe, inputs)
     prompt = f"prompts/{ALL}"
@@ -66,7 +67,7 @@ def proof_steps(recipe: Recipe, inputs: Inputs, folder: Path) -> list[Step]:
             "report",
             "report",
             {"groups": recipe.evaluate.groups, "seed": recipe.seed, "recipe": recipe.model_dump(mode="json")},
-            partial(proof.build_report, recipe, inputs, list(wanted), folder),
+            partial(proof.build_report, recipe, inputs, list(wanted), folder, [*earlier, *steps]),
             needs=tuple(f"evaluate/{variant}" for variant in wanted),
             code=code_of("pipeline/proof.py", "pipeline/cases.py", "statistics", "report"),
         )

@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from medley.files import link_tree, read_json, write_json, writing
+from medley.files import read_json, write_json, write_text
 from medley.pipeline.cases import FAILURES, changed_cases
 from medley.pipeline.inputs import Inputs
 from medley.pipeline.models import variant_retriever
-from medley.recipe import Recipe
+from medley.pipeline.publish import BROKEN, CARD, RECIPE, RESULTS
+from medley.recipe import Recipe, write_recipe
+from medley.run import MANIFEST, Step, manifest_of
 
-RESULTS = "results.json"
 METRIC = "ndcg_at_10"
 
 
@@ -65,11 +66,17 @@ def build_report(
     inputs: Inputs,
     variants: Sequence[str],
     folder: Path,
+    earlier: Sequence[Step],
     out: Path,
     needs: Mapping[str, Path],
 ) -> dict[str, Any]:
-    """Assemble results.json, test every difference to the merged model, and write report.html."""
+    """Assemble results.json, test every difference to the merged model, and write report and model card.
+
+    With recipe and manifest beside them this is all that a finished run hands over (publish.py), but for the model.
+    """
     from medley.report import write_report
+    from medley.report.card import model_card
+    from medley.report.reading import read_run
 
     found = {variant: read_json(needs[f"evaluate/{variant}"] / RESULTS) for variant in variants}
     collections = {spec: inputs.collection(spec) for spec in recipe.evaluate.tasks}
@@ -82,14 +89,20 @@ def build_report(
         "comparisons": compare_variants(found, "merged", seed=recipe.seed),
         "queries": {c.name: dict(c.queries) for c in collections.values()},
     }
-    results["demands"] = check_demands(recipe, results)
+    demands = check_demands(recipe, results)
+    results["demands"] = demands
     write_json(out / RESULTS, results)
-    write_json(folder / RESULTS, results)
     if "base" in found:
         tasks = {collection.name: collection for collection in collections.values()}
-        write_json(folder / FAILURES, changed_cases(found["base"], found["merged"], tasks))
-    write_report(folder)
-    return {"means": {variant: mean_score(result) for variant, result in found.items()}}
+        write_json(out / FAILURES, changed_cases(found["base"], found["merged"], tasks))
+    write_text(out / RECIPE, write_recipe(recipe))
+    write_json(out / MANIFEST, manifest_of(folder, earlier, name=recipe.name, seed=recipe.seed))
+    write_report(folder, outcome=out)
+    write_text(out / CARD, model_card(read_run(folder, out)))
+    return {
+        "means": {variant: mean_score(result) for variant, result in found.items()},
+        BROKEN: [one["sentence"] for one in demands if not one["met"]],
+    }
 
 
 def mean_score(result: Mapping[str, Any]) -> float:
@@ -125,9 +138,3 @@ def check_demands(recipe: Recipe, results: Mapping[str, Any]) -> list[dict[str, 
         ).as_json()
         for demand in recipe.evaluate.demands
     ]
-
-
-def publish_model(folder: Path) -> None:
-    """Put the merged model at `model/`."""
-    with writing(folder / "model", own=True) as temporary:
-        link_tree(folder / "stages" / "merge" / "model" / "model", temporary)

@@ -1,4 +1,4 @@
-"""Carrying out a recipe: claim the folder, keep the resolved recipe in it, make what is missing, publish."""
+"""Carrying out a recipe: take the folder, keep the resolved recipe in it, make what is to do, hand it over."""
 
 from __future__ import annotations
 
@@ -6,19 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medley.errors import CollectionError, DemandError, LeakError, PairsError
-from medley.files import read_json, remove, write_text
+from medley.artefact import read_artefact
+from medley.errors import CollectionError, LeakError, PairsError
+from medley.files import remove
 from medley.pipeline.data import LLM_CACHE
 from medley.pipeline.devices import Devices, train_on
 from medley.pipeline.plan import STAGES, plan_steps
-from medley.pipeline.proof import RESULTS, publish_model
+from medley.pipeline.publish import (
+    MERGED,
+    RECIPE,
+    UNFINISHED,
+    hand_over,
+    hand_over_untested,
+    keep_recipe,
+    not_as_made,
+    recipe_in,
+    write_manifest,
+)
 from medley.progress import say
-from medley.recipe import Recipe, load_recipe, write_recipe
-from medley.report.card import write_card
+from medley.recipe import Recipe, load_recipe
 from medley.reuse import check_runs, found_elsewhere, take
-from medley.run import claim_folder, execute, read_artefact, stages_until, states
+from medley.run import Step, check_folder, execute, stages_until, states, working_on
 
-RECIPE = "recipe.yaml"
 TRAIN = "train"
 """The stage whose steps need not one another, and that several devices share."""
 
@@ -42,47 +51,54 @@ def run_recipe(
     steps = plan_steps(recipe, folder)
     check_runs(reuse)
     there_before = folder.exists()
-    claim_folder(folder, recipe.name)
-    try:
-        write_text(folder / RECIPE, write_recipe(recipe))
-        wanted = [step for step in steps if step.stage in stages]
-        for step_id, other in take(folder, wanted, reuse, files=(LLM_CACHE,)).items():
-            say(f"{step_id}: from {other}")
-        if TRAIN in stages and devices is not None and not devices.in_this_process:
-            before = STAGES[: STAGES.index(TRAIN)]
-            execute(folder, steps, name=recipe.name, seed=recipe.seed, stages=before)
-            train_on(devices, folder, steps, stage=TRAIN)
-        execute(folder, steps, name=recipe.name, seed=recipe.seed, stages=stages)
-    except (LeakError, CollectionError, PairsError):
-        made = {step.stage for step in steps if read_artefact(folder, step.id)}
-        if not there_before and made <= {"sources", "leaks"}:
-            remove(folder)  # nothing was made but copies of the input, so nothing is left behind
-        raise
-    if read_artefact(folder, "merge/model") is not None:
-        if until in (None, STAGES[-1]):
-            stop_at_broken_demands(folder)
-        publish_model(folder)
-        write_card(folder)
+    with working_on(folder, recipe.name) as lock:
+        keep_recipe(recipe, folder)
+        try:
+            all_done = _make(recipe, folder, steps, stages, devices or Devices(), reuse, lock)
+        except (LeakError, CollectionError, PairsError):
+            made = {step.stage for step in steps if read_artefact(folder, step.id)}
+            if not there_before and made <= {"sources", "leaks"}:
+                remove(folder)  # nothing was made but copies of the input, so nothing is left behind
+            raise
+        if all_done:
+            hand_over(recipe, folder, steps)
+        elif MERGED.partition("/")[0] in stages:
+            hand_over_untested(recipe, folder, steps)
     return folder
 
 
-def stop_at_broken_demands(folder: Path) -> None:
-    """Hand over no model that breaks a demand of the recipe; the numbers stay to be looked at.
+def _make(
+    recipe: Recipe,
+    folder: Path,
+    steps: Sequence[Step],
+    stages: Sequence[str],
+    devices: Devices,
+    reuse: Sequence[Path],
+    lock: int,
+) -> bool:
+    """Make or take the steps of some stages; whether all steps are done then. `lock` is the folder's."""
 
-    Raises DemandError with the tasks concerned.
-    """
-    broken = [one for one in read_json(folder / RESULTS)["demands"] if not one["met"]]
-    if broken:
-        remove(folder / "model")
-        raise DemandError(
-            f"evaluate.demands: {'; '.join(one['sentence'] for one in broken)}. No model is handed over; see "
-            f"{folder / 'report.html'}. Change training data or dev sets, or the demand."
-        )
+    def made() -> None:
+        write_manifest(recipe, folder, steps)
+
+    wanted = [step for step in steps if step.stage in stages]
+    for step_id, other in take(folder, wanted, reuse, files=(LLM_CACHE,)).items():
+        say(f"{step_id}: from {other}")
+    if TRAIN in stages and not devices.in_this_process:
+        execute(folder, steps, stages=STAGES[: STAGES.index(TRAIN)], made=made)
+        train_on(devices, folder, steps, stage=TRAIN, lock=lock)
+    all_done = execute(folder, steps, stages=stages, made=made)
+    made()
+    return all_done
 
 
 def plan(recipe: Recipe, folder: Path, *, reuse: Sequence[Path] = ()) -> list[dict[str, Any]]:
-    """What `--plan` prints: each step, its state and its estimated cost. Touches nothing."""
+    """What `--plan` prints: each step, its state and its estimated cost. Touches nothing.
+
+    Raises an InputError where the run would.
+    """
     check_runs(reuse)
+    check_folder(folder, recipe.name)
     found = states(folder, plan_steps(recipe, folder))
     elsewhere = found_elsewhere(found, reuse)
     return [
@@ -94,5 +110,17 @@ def plan(recipe: Recipe, folder: Path, *, reuse: Sequence[Path] = ()) -> list[di
 
 
 def status(folder: Path) -> list[dict[str, Any]]:
-    """What `medley status` prints: each step of the recipe in the folder, and whether and why it must be redone."""
-    return plan(load_recipe(folder / RECIPE), folder)
+    """What `medley status` prints: each step of the recipe in the folder, and whether and why it must be redone.
+
+    Another row says so where a finished run's model, results or report are not there or not those that it made.
+    """
+    path = recipe_in(folder)
+    recipe = load_recipe(path)
+    rows = plan(recipe, folder)
+    if path.name == UNFINISHED:
+        wrong = [f"they are of {RECIPE}; {UNFINISHED} was run later and not to its end"]
+    elif all(row["state"] == "done" for row in rows):
+        wrong = not_as_made(recipe, folder, plan_steps(recipe, folder))
+    else:
+        wrong = []
+    return [*rows, *({"step": "model, results, report", "state": "stale", "why": why} for why in wrong[:3])]

@@ -8,24 +8,25 @@ share of the work and write nothing.
 from __future__ import annotations
 
 import os
+import stat
 import sys
+import threading
 from pathlib import Path
 
 from medley.errors import MedleyError
 from medley.files import remove
 from medley.pipeline.plan import plan_steps
+from medley.pipeline.publish import recipe_in
 from medley.progress import say
 from medley.recipe import load_recipe
 from medley.run import make, step_keys
 from medley.train.processes import is_first, join
 
-RECIPE = "recipe.yaml"
-
 
 def work(folder: Path, step_id: str) -> None:
     """Make one step of the run in a folder, whose lock the caller holds. Raises what the step raises."""
     join()
-    steps = plan_steps(load_recipe(folder / RECIPE), folder)
+    steps = plan_steps(load_recipe(recipe_in(folder)), folder)
     step = next(step for step in steps if step.id == step_id)
     if is_first():
         make(folder, step, step_keys(steps))
@@ -39,7 +40,23 @@ def work(folder: Path, step_id: str) -> None:
         remove(scratch)
 
 
+def end_with_the_run() -> None:
+    """End this process when the run that started it ends, killed or not: then its standard input does.
+
+    Launchers hand their standard input on, as a pipe; a process that was given another (/dev/null) is not watched.
+    """
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
+        threading.Thread(target=_wait_for_the_end, daemon=True).start()
+
+
+def _wait_for_the_end() -> None:
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    end_with_the_run()
     try:
         work(Path(sys.argv[1]), sys.argv[2])
     except MedleyError as problem:

@@ -14,10 +14,11 @@ from pathlib import Path
 REPORT = "report.html"
 
 
-def write_report(run_folder: Path, beside: Sequence[Path] = ()) -> Path:
+def write_report(run_folder: Path, beside: Sequence[Path] = (), *, outcome: Path | None = None) -> Path:
     """Write `report.html` into a run folder and return its path; what the run has not made yet is left out.
 
-    `beside` are folders of other runs that this one is held against, such as one without hard negatives.
+    `beside` are folders of other runs that this one is held against, such as one without hard negatives. Where
+    `outcome` names a folder, it holds manifest, recipe, results and failures, and gets the page.
 
     Raises InputError when the folder holds no run, or one of its files is malformed.
     """
@@ -25,6 +26,7 @@ def write_report(run_folder: Path, beside: Sequence[Path] = ()) -> Path:
     from medley.report.page import render_report
     from medley.report.reading import read_run
 
-    path = run_folder / REPORT
-    write_text(path, render_report(read_run(run_folder), [read_run(folder) for folder in beside]))
+    path = (outcome or run_folder) / REPORT
+    run = read_run(run_folder, outcome)
+    write_text(path, render_report(run, [read_run(folder) for folder in beside]))
     return path

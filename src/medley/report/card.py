@@ -15,19 +15,10 @@ from medley.report import findings
 from medley.report.formats import Coefficient, Results
 from medley.report.numbers import score, signed
 from medley.report.numbers import variant as written
-from medley.report.reading import ALL, BM25, MERGED, Run, read_run
+from medley.report.reading import ALL, BM25, MERGED, Run
 from medley.yaml_file import dump_yaml
 
 UNKNOWN = "not stated"
-
-
-def write_card(run_folder: Path) -> Path:
-    """Write `model/README.md` of a finished run and return its path."""
-    from medley.files import write_text
-
-    path = run_folder / "model" / "README.md"
-    write_text(path, model_card(read_run(run_folder)))
-    return path
 
 
 def model_card(run: Run) -> str:

@@ -78,14 +78,18 @@ class Run:
     """For each source, what recurs in dev and test collections."""
 
 
-def read_run(folder: Path) -> Run:
-    """Read a run folder. Raises InputError when it holds no run or a file in it is malformed."""
-    if not (folder / "manifest.json").is_file():
+def read_run(folder: Path, outcome: Path | None = None) -> Run:
+    """Read a run folder; manifest, recipe, results and failures from another folder where `outcome` names one.
+
+    Raises InputError when it holds no run or a file in it is malformed.
+    """
+    outcome = outcome or folder
+    if not (outcome / "manifest.json").is_file():
         raise InputError(
-            f"{folder}: holds no manifest.json, so it is no run folder; give the --out of a `medley run`."
+            f"{outcome}: holds no manifest.json, so it is no run folder; give the --out of a `medley run`."
         )
-    manifest = _read(folder / "manifest.json", Manifest)
-    recipe_text, recipe = _recipe(folder / "recipe.yaml")
+    manifest = _read(outcome / "manifest.json", Manifest)
+    recipe_text, recipe = _recipe(outcome / "recipe.yaml")
     stages = folder / "stages"
     experts = list(_mapping(recipe, "experts"))
     search_file = stages / "merge" / "search" / "search.json"
@@ -95,7 +99,7 @@ def read_run(folder: Path) -> Run:
         manifest=manifest,
         recipe=recipe,
         recipe_text=recipe_text,
-        results=_results(folder),
+        results=_results(outcome, stages),
         search=_read(search_file, Search) if search_file.is_file() else None,
         prompts={
             **_each(stages / "prompts", "prompt.json", Prompt, [*experts, ALL]),
@@ -106,7 +110,7 @@ def read_run(folder: Path) -> Run:
             _source(stages, name)
             for name in _names(stages / "sources", "artefact.json", _mapping(recipe, "sources"))
         ),
-        cases=_list(folder / "failures.json", Case),
+        cases=_list(outcome / "failures.json", Case),
         leaks={
             name: tuple(
                 finding
@@ -139,13 +143,13 @@ def _mapping(recipe: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _results(folder: Path) -> Results | None:
+def _results(outcome: Path, stages: Path) -> Results | None:
     """results.json, or what the evaluations made so far give before the run has written it."""
-    path = folder / "results.json"
+    path = outcome / "results.json"
     if path.is_file():
         results = _read(path, Results)
     else:
-        variants = _each(folder / "stages" / "evaluate", "results.json", VariantScores, [MERGED])
+        variants = _each(stages / "evaluate", "results.json", VariantScores, [MERGED])
         results = Results(variants=dict(variants))
     return results if any(variant.tasks for variant in results.variants.values()) else None
 
