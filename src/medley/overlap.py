@@ -6,19 +6,16 @@ mining; both need the same notion of a duplicate.
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Iterator, Set
 
+from medley.words import words
+
 SHINGLE_WORDS = 3
-_SEPARATORS = re.compile(r"[\W_]+")
 
 
 def normal_form(text: str) -> str:
-    """Lower case, compatibility characters unified, every run of punctuation and white space one space."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-    return _SEPARATORS.sub(" ", text.casefold()).strip()
+    """The words of a text with one space between them: case, punctuation, white space and Unicode forms aside."""
+    return " ".join(words(text))
 
 
 def shingles(normal: str) -> frozenset[str]:
@@ -28,9 +25,9 @@ def shingles(normal: str) -> frozenset[str]:
 
 def runs_of_words(normal: str) -> Iterator[str]:
     """The shingles in the order of the text, repeated ones too."""
-    words = normal.split()
-    size = SHINGLE_WORDS if len(words) >= SHINGLE_WORDS else 1
-    return map(" ".join, zip(*(words[start:] for start in range(size)), strict=False))
+    own = normal.split()
+    size = SHINGLE_WORDS if len(own) >= SHINGLE_WORDS else 1
+    return map(" ".join, zip(*(own[start:] for start in range(size)), strict=False))
 
 
 def jaccard(a: Set[str], b: Set[str]) -> float:

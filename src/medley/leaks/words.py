@@ -3,22 +3,24 @@
 In: texts. Out: `HashedTexts`. Everything is taken from one prefix sum over the letters of all texts,
 S_j = sum_{i<j} v(letter_i) B^i mod 2^64, with a random value v for every byte and a random odd B: the hash of letters
 a..b is (S_b - S_a) B^-a, and that of a text without some word needs no second pass (Karp and Rabin 1987).
-A letter is what `overlap.normal_form` keeps; case and compatibility forms are unified in the same way.
+Words and letters are those of `medley.words`, which `overlap.normal_form` keeps too.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import regex
+
+from medley.words import CHARACTER, unified
 
 LEAST_WORDS = 5
 """Words of a text from which one may be left out: of `what is asthma` it would leave another question."""
-MARKS = re.compile(r"[^\w\s]|_")
+MARKS = regex.compile(r"[^\p{L}\p{N}\p{M}\s]")
 SPACES = re.compile(r"\s+")
 BASE = 0x9E3779B97F4A7C15
 INVERSE = pow(BASE, -1, 2**64)
@@ -94,8 +96,8 @@ def _plain(text: str) -> bytes:
     """UTF-8 in which every ASCII letter and digit and every byte above 127 belongs to a word."""
     if text.isascii():
         return text.replace("\n", " ").encode()
-    unified = unicodedata.normalize("NFKC", text).casefold()
-    return SPACES.sub(" ", MARKS.sub("-", unified)).encode("utf-8", errors="surrogatepass")
+    apart = CHARACTER.sub(r" \g<0> ", unified(text))
+    return SPACES.sub(" ", MARKS.sub("-", apart)).encode("utf-8", errors="surrogatepass")
 
 
 def _joined_to_the_next(

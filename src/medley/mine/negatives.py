@@ -24,7 +24,7 @@ from medley.mine.select import Candidate, Known, limit_of, select
 from medley.mine.settings import MiningSettings
 from medley.origins import without_negatives
 from medley.pairs import TrainingPair
-from medley.progress import progress
+from medley.progress import progress, say
 
 if TYPE_CHECKING:
     from medley.encoder import Retriever
@@ -107,7 +107,7 @@ class Tally:
     """What was made and dropped."""
 
     def __init__(self) -> None:
-        self.negatives = self.without = 0
+        self.negatives = self.without = self.unmatched = 0
         self.dropped: Counter[str] = Counter()
 
     def counts(self, pool: Pool) -> dict[str, Any]:
@@ -117,6 +117,7 @@ class Tally:
             "queries": pool.queries,
             "negatives": self.negatives,
             "pairs_without_mined_negative": self.without,
+            "pairs_matching_nothing": self.unmatched,
             "dropped": dict(sorted(self.dropped.items())),
         }
 
@@ -135,12 +136,17 @@ def mined_rows(
     rows = iter(enumerate(pairs))
     with progress(f"mining by {settings.retriever}", pool.rows) as advance:
         while batch := list(islice(rows, ROWS_AT_ONCE)):
-            for pair, kept in _mined_batch(batch, pool, find, settings, seed, relevant, tally.dropped):
+            for pair, kept in _mined_batch(batch, pool, find, settings, seed, relevant, tally):
                 mined = _with_mined(pair, kept, pool, settings)
                 tally.negatives += len(mined.negatives) - len(pair.negatives)
                 tally.without += not kept
                 yield mined
             advance(len(batch))
+    if tally.unmatched:
+        say(
+            f"mining by {settings.retriever} finds nothing for {tally.unmatched:,} of {pool.rows:,} pairs: no passage "
+            "shares a word with their queries, so they get no negative."
+        )
 
 
 def _mined_batch(
@@ -150,7 +156,7 @@ def _mined_batch(
     settings: MiningSettings,
     seed: int,
     relevant: Mapping[str, Set[str]],
-    dropped: Counter[str],
+    tally: Tally,
 ) -> Iterator[tuple[TrainingPair, list[Candidate]]]:
     """The rows (number and pair) of a batch with what is kept for each; a query that recurs is searched once."""
     number_of: dict[Query, int] = {}
@@ -163,7 +169,7 @@ def _mined_batch(
     spare = [min(len(own) + len(ids), MOST_KNOWN) for own, ids in zip(positives, judged, strict=True)]
     found = find(list(number_of), [list(own.values()) for own in positives], settings.depth + max(spare))
     for row, given in batch:
-        pair = _without_positives(given, positives[number_of[given.query, given.instruction]], dropped)
+        pair = _without_positives(given, positives[number_of[given.query, given.instruction]], tally.dropped)
         number, key = number_of[pair.query, pair.instruction], pool.positive_of(row)
         score = found.positives[number][list(positives[number]).index(key)]
         ranked = slice(settings.depth + spare[number])
@@ -177,8 +183,9 @@ def _mined_batch(
             pool,
             settings,
             seed=seed,
-            dropped=dropped,
+            dropped=tally.dropped,
         )
+        tally.unmatched += not (found.nearest.positions_QK[number] >= 0).any()
         yield pair, kept
 
 

@@ -1,4 +1,4 @@
-"""BM25 over corpora of millions: Lucene's variant, English stop words, no stemmer; the tokenizer is bm25s'.
+"""BM25 over corpora of millions: Lucene's variant, English stop words, no stemmer; terms are those of `medley.words`.
 
 In: passages, read once. Out: exact rankings, equal to the sum over all passages. The scores are those of bm25s to
 the last bit, computed as it computes them (a weight for each term and passage, made when the index is built: Lù,
@@ -23,6 +23,7 @@ from medley.collections import Passage
 from medley.progress import progress
 from medley.search.dense import Nearest
 from medley.search.order import NOTHING, PassageOrder, Ranking, largest, scores_of
+from medley.words import search_terms
 
 if TYPE_CHECKING:
     from bm25s.tokenization import Tokenizer
@@ -71,7 +72,7 @@ class Bm25Index:
         """Read the passages once."""
         from bm25s.tokenization import Tokenizer
 
-        self._tokenizer = Tokenizer(stopwords="english", stemmer=None)
+        self._tokenizer = Tokenizer(lower=False, splitter=search_terms, stopwords="english", stemmer=None)
         ids: list[str] = []
         lengths = array("q")
         chunks: list[_Chunk] = []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medley.collections import Collection
+from medley.progress import say
 from medley.search.blocks import Similarity, Vectors
 from medley.search.bm25 import Bm25Index
 from medley.search.compressed import nearest_compressed
@@ -86,9 +87,14 @@ def rank_with_embedder(
 
 
 def rank_with_bm25(collection: Collection, k: int) -> dict[str, Ranking]:
-    """Rank a collection's corpus for each of its queries by BM25."""
+    """Rank a collection's corpus for each of its queries by BM25; says for how many it finds nothing at all."""
     index = Bm25Index(collection.corpus)
     rankings = index.search(list(collection.queries.values()), k + collection.leaves_out_own)
+    if unmatched := sum(not ranking for ranking in rankings):
+        say(
+            f"BM25 finds nothing for {unmatched:,} of {len(rankings):,} queries of {collection.name}:"
+            f"{collection.split}: no passage shares a word with them, and they score 0."
+        )
     return _counted(collection, dict(zip(collection.queries, rankings, strict=True)), k)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from medley.llm import Reply, bare
 from medley.synthesize.language import other_language
+from medley.words import words
 
 COPY_SHARE = 0.8
 """A text is a copy when this share of its word 5-grams stands in a text that was shown."""
@@ -47,8 +48,6 @@ _COMMENTARY = re.compile(
     r"hope this helps)|\n\W{0,4}(?:note|explanation|rationale|reasoning)\W{0,3}:",
     re.IGNORECASE,
 )
-_DENSE = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"
-"""Thai, Japanese and Chinese letters."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def check_reply(reply: Reply, shown: Sequence[str], *, least_words: int = 8) -> 
         return Checked("", "copy")
     if shown and other_language(text, shown[0]):
         return Checked("", "wrong_language")
-    if len(_words(text)) < least_words:
+    if len(words(text)) < least_words:
         return Checked("", "too_short")
     return Checked(text)
 
@@ -94,7 +93,7 @@ def clean(text: str) -> str:
 
 def is_copy(text: str, other: str) -> bool:
     """Whether a text equals another but for case and punctuation, or consists mostly of its 5-grams."""
-    mine, theirs = _words(text), _words(other)
+    mine, theirs = words(text), words(other)
     if mine == theirs:
         return True
     if len(mine) < 5 or len(theirs) < 5:
@@ -102,8 +101,3 @@ def is_copy(text: str, other: str) -> bool:
     grams = {tuple(theirs[i : i + 5]) for i in range(len(theirs) - 4)}
     mine_grams = [tuple(mine[i : i + 5]) for i in range(len(mine) - 4)]
     return sum(gram in grams for gram in mine_grams) >= COPY_SHARE * len(mine_grams)
-
-
-def _words(text: str) -> list[str]:
-    """Words in lower case; in scripts that put no spaces between words, each character counts as one."""
-    return re.findall(rf"[{_DENSE}]|[^\W{_DENSE}]+", text.lower())

@@ -13,7 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-WORD = re.compile(r"\w+(?:[-'’]\w+)*")
+import regex
+
+WORD = regex.compile(r"[\w\p{M}]+(?:[-'’][\w\p{M}]+)*")
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(\s+)(?=[\"'“‘(\[]?[A-Z0-9])")
 _ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|etc|vs|cf|approx|ca|Dr|Mr|Mrs|Ms|Prof|St|Fig|No|[A-Z])\.$")
 _IRREGULAR = {
