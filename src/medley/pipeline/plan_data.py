@@ -12,11 +12,27 @@ from medley.pipeline.plan_shared import held_out_of, llm_settings, used_sources
 from medley.recipe import Recipe, Source
 from medley.run import Step
 
-GUARD_CODE = ("pipeline/guarding.py", "guard", "origins.py", "overlap.py", "prompt_file.py", "search")
+GUARD_CODE = (
+    "pipeline/guarding.py",
+    "guard",
+    "origins.py",
+    "overlap.py",
+    "words.py",
+    "prompt_file.py",
+    "search",
+)
 """What looks at every negative that a stage makes, beside the stage's own code."""
 
 
-WRITING_CODE = ("pipeline/writing.py", "synthesize", "llm", "overlap.py", "positives.py", "search")
+WRITING_CODE = (
+    "pipeline/writing.py",
+    "synthesize",
+    "llm",
+    "overlap.py",
+    "words.py",
+    "positives.py",
+    "search",
+)
 """What writes texts, and what looks at them while they are written."""
 
 
@@ -53,6 +69,7 @@ def data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                     "positives.py",
                     "leaks",
                     "overlap.py",
+                    "words.py",
                     *(WRITING_CODE if source.corpus else ()),
                 ),
                 cost=llm_cost.cost_of_queries(recipe, inputs, name),
@@ -66,7 +83,7 @@ def data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                 {"held_out": inputs.collection_identities(held_out)},
                 partial(data.check_leaks, inputs, names, held_out),
                 needs=tuple(f"sources/{name}" for name in names),
-                code=code_of("pipeline/data.py", "leaks", "overlap.py"),
+                code=code_of("pipeline/data.py", "leaks", "overlap.py", "words.py"),
             )
         )
     for name in names:
