@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import medley as package
-from medley.tables import print_evaluation
+from medley.tables import print_evaluation, print_results, print_steps
 from small import (
     Outcome,
     contents,
@@ -253,6 +253,17 @@ def test_evaluate_bm25_and_compare(work, tmp_path, tiny_model_folder):
         again = medley("compare", files[0], same)
         assert (again.code, again.out) == (2, "") and said in again.err
     assert medley("compare", f"{files[0]},{copy}", files[1]).code == 2, "one seed counted as two"
+
+
+def test_names_in_tables_are_shown_and_not_obeyed(capsys):
+    nasty = "a\x1b[31m\u202e[bold]"
+    scored = {"model": {}, "tasks": {nasty: {"ndcg_at_10": 0.5}}}
+    print_evaluation({nasty: scored}, {})
+    print_results({"variants": {nasty: scored}}, as_json=False)
+    print_steps([{"step": nasty, "state": "done", "why": nasty}], as_json=False)
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and "\u202e" not in shown
+    assert shown.count("[bold]") == 6 and "\\x1b[31m\\u202e[bold]" in shown
 
 
 def test_a_table_says_what_its_numbers_are(capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 
 from medley.collections import Passage, in_memory, load_collection, write_folder
-from medley.errors import LeakError
+from medley.errors import LeakError, ModelError
+from medley.leaks.chosen import read_chosen
 from medley.leaks.dev import open_dev, shared_queries, without_shared
 from small import QUERIES, medley, training_rows, write_collection, write_lines, write_recipe
 
@@ -168,3 +170,61 @@ def test_under_drop_a_run_leaves_shared_dev_queries_out(place: Path, tiny_model_
     assert done.code == 0 and "2 of its 60 dev queries" in done.err
     artefact = (place / "run/stages/leaks/sources/artefact.json").read_text()
     assert '"dev_queries_left_out"' in artefact and "animals:dev" in artefact
+
+
+def test_a_model_remembers_what_it_was_chosen_on(place: Path, tiny_model_folder: Path) -> None:
+    """Stopped on dev, merged on dev, its instruction tuned on dev: scored on dev, every result says so."""
+    pairs = [write_lines(place / f"{name}.jsonl", training_rows(f"train_{name}")) for name in "ab"]
+    dev = f"{place}/coll:dev"
+    for name, rows in zip("ab", pairs, strict=True):
+        stop = ("--dev", dev) if name == "a" else ()
+        done = medley("train", "--base", tiny_model_folder, "--pairs", rows, "--batch-size", "4", "--out",
+                      place / name, "--learning-rate", "0.01", "--instruction", "Find the passage", *stop)  # fmt: skip
+        assert done.code == 0, done.err
+    merge = place / "merge.yaml"
+    merge.write_text(
+        f"base: {tiny_model_folder}\nexperts: {{a: {place}/a, b: {place}/b}}\nmethod: linear\ndtype: float32\n"
+        f"search: {{strategy: random, encodings: 2, dev: ['{place}/coll:train_b']}}\n"
+    )
+    assert medley("search-merge", merge, "--out", place / "searched").code == 0
+    model = place / "searched/model"
+    assert [(r.dev, r.chose, len(r.queries)) for r in read_chosen(model)] == [
+        ("coll:dev", "early stopping", 3), ("coll:train_b", "merge weights", 4),
+    ]  # fmt: skip
+    tuned = medley("tune-prompt", model, "--collection", f"{place}/coll:train_a", "--out", place / "p.json",
+                   "--model-out", place / "tuned", "--method", "none")  # fmt: skip
+    assert tuned.code == 0, tuned.err
+    assert [r.chose for r in read_chosen(place / "tuned")] == [
+        "early stopping",
+        "merge weights",
+        "instruction",
+    ]
+
+    def scored(name: str, model: object, split: str, folder: Path = place / "coll") -> Any:
+        done = medley("evaluate", model, "--task", f"{folder}:{split}", "--out", place / f"{name}.json")
+        assert done.code == 0
+        return done, json.loads((place / f"{name}.json").read_text())["tasks"][folder.name]
+
+    for split, chose in (("dev", "early stopping"), ("train_b", "merge weights"), ("train_a", "instruction")):
+        done, task = scored(split, place / "tuned", split)
+        count = {"dev": 3}.get(split, 4)
+        assert task["chosen_on"] == {"queries": count, "of": count, "dev": [f"coll:{split} ({chose})"]}
+        assert f"WARNING: {place}/tuned was chosen on {count} of the {count} queries of coll" in done.err
+        assert "* the model was chosen on queries of this task" in done.out
+    done, task = scored(
+        "copy",
+        place / "tuned",
+        "dev",
+        copied(place, lambda t: t.replace("antibiotic against", "ANTIBIOTIC, against")),
+    )
+    assert task["chosen_on"]["queries"] == 3, "under another name and in capitals"
+    for name, model, split in (("test", place / "tuned", "test"), ("bm25", "bm25", "dev")):
+        done, task = scored(name, model, split)
+        assert "chosen_on" not in task and "WARNING" not in done.err and "*" not in done.out
+    compared = medley("compare", place / "dev.json", place / "bm25.json", "--json")
+    (row,) = compared.json()
+    assert row["chosen_on"] == {f"{place}/dev.json": {"coll": {"queries": 3, "of": 3, "dev": ["coll:dev (early stopping)"]}}}  # fmt: skip
+    assert "its score there is no test" in compared.err
+    (place / "tuned/medley.json").write_text('{"template": {}, "chosen_on": [3]}')
+    with pytest.raises(ModelError, match=r"medley\.json: chosen_on must be"):
+        read_chosen(place / "tuned")

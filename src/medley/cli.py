@@ -26,7 +26,7 @@ from medley import (
 )
 from medley.cli_options import Force, Json, Out, Overrides, PairsFile, Seed
 from medley.errors import InputError, MedleyError
-from medley.progress import say
+from medley.progress import printable, say
 from medley.tables import print_results, print_steps
 
 app = typer.Typer(
@@ -166,7 +166,7 @@ def run(
     if results.is_file() and until is None:
         print_results(json.loads(results.read_text(encoding="utf-8")), as_json)
         if not as_json:
-            print(f"\nmodel:  {folder / 'model'}\nreport: {folder / 'report.html'}")
+            print(printable(f"\nmodel:  {folder / 'model'}\nreport: {folder / 'report.html'}"))
 
 
 @app.command()
@@ -298,7 +298,7 @@ def search_merge(
         settings = merging.with_shrinking(settings)
         result = merging.search_merge(settings, unfinished=encodings)
         best = settings.model_copy(update={"weights": result.best.coefficients})
-        merging.merge_model(best, temporary / "model")
+        merging.merge_model(best, temporary / "model", dev=result.chosen_on)
         write_search(temporary / "search.json", result)
     print(json.dumps(result.as_json()["best"]))
 
@@ -326,4 +326,4 @@ def report(
     """Write the report of a run again."""
     from medley.report import write_report
 
-    print(write_report(folder, beside or ()))
+    print(printable(str(write_report(folder, beside or ()))))

@@ -10,6 +10,7 @@ import typer
 
 from medley.cli_options import Json, Seed
 from medley.errors import CollectionError
+from medley.progress import say
 from medley.tables import print_comparisons
 
 
@@ -27,6 +28,7 @@ def compare(
     ] = True,
 ) -> None:
     """Test results in pairs: the first against each other one."""
+    from medley.leaks.chosen import warning
     from medley.statistics.family import comparison_rows
 
     _refuse_repeats(results)
@@ -38,6 +40,9 @@ def compare(
         raise CollectionError("one result is nothing to compare; give at least two.")
     first, *others = variants
     rows = comparison_rows(variants, [(first, other) for other in others], seed=seed, by_task=by_task)
+    for name, tasks in {name: tasks for row in rows for name, tasks in row["chosen_on"].items()}.items():
+        for task, chosen in tasks.items():
+            say(warning(name, task, chosen))
     print_comparisons(rows, as_json)
 
 

@@ -82,7 +82,7 @@ def evaluate(
     from medley.collections import load_collection
     from medley.evaluate.suites import open_suite, refuse_missing
     from medley.evaluate.systems import Options, rows_of
-    from medley.evaluate.table import evaluate_table
+    from medley.evaluate.table import evaluate_table, say_chosen
     from medley.files import write_json
     from medley.fingerprint import code_of
     from medley.search.compressed import check_compression
@@ -134,6 +134,8 @@ def evaluate(
             results["missing"] = missing
         if out is not None:
             write_json(out, results, force=force)
+    for label, row in table.items():
+        say_chosen(label, row["tasks"])
     if as_json:
         print(json.dumps(results))
     else:

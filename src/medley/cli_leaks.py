@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medley.progress import printable
+
 if TYPE_CHECKING:
     from medley.collections import Collection
     from medley.leaks.explain import Finding
@@ -69,7 +71,7 @@ def leaks(
                 print(json.dumps(leak.as_json()))
             else:
                 where = f"{leak.against}:{leak.split} {leak.id}"
-                print(f"row {leak.row} {leak.field}: {leak.kind} {leak.similarity:.2f} {where}")
+                print(printable(f"row {leak.row} {leak.field}: {leak.kind} {leak.similarity:.2f} {where}"))
     if explain:
         _explain(found, collections, rows, as_json)
     if queries:
@@ -104,8 +106,8 @@ def _counted(rows: Iterable[TrainingPair], advance: Callable[[int], None]) -> It
 
 
 def _print(finding: Finding) -> None:
-    print(f"{finding.sentence} {finding.texts:,} texts there, {finding.exact:,} exact copies.")
+    print(printable(f"{finding.sentence} {finding.texts:,} texts there, {finding.exact:,} exact copies."))
     for example in finding.examples:
         leak = example.leak
-        print(f"  row {leak.row}, {leak.kind} {leak.similarity:.2f}: {example.training}")
-        print(f"  {finding.against}:{leak.split} {leak.id}: {example.held_out}\n")
+        print(printable(f"  row {leak.row}, {leak.kind} {leak.similarity:.2f}: {example.training}"))
+        print(printable(f"  {finding.against}:{leak.split} {leak.id}: {example.held_out}\n"))

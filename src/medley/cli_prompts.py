@@ -86,7 +86,7 @@ def tune_prompt(
         choice = tune(retriever, pools, settings, seed_instruction, seed=seed, chat=chat, store=vectors)
         write_choice(choice, collection, out, force=force)
         if model_out is not None:
-            export_with_instruction(model, choice.instruction, model_out)
+            export_with_instruction(model, choice.instruction, model_out, dev=choice.chosen_on)
     say(summary(choice))
     print(json.dumps(choice.as_json()) if as_json else printable(choice.instruction))
 

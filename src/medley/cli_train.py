@@ -145,8 +145,10 @@ def _contrastive(
     from medley.expert import save_expert
     from medley.files import writing
     from medley.fingerprint import fingerprint_file
+    from medley.leaks.chosen import as_extra, read_chosen
+    from medley.model_name import resolve_base
     from medley.pairs import read_pairs
-    from medley.pipeline.training import pools_of, score_on
+    from medley.pipeline.training import pools_of, score_on, stopped_on
     from medley.train.processes import is_first, join
     from medley.train.sharded import loading_device
     from medley.train.trainer import COSTS_NOTHING
@@ -166,14 +168,17 @@ def _contrastive(
             base, how, instruction=instruction or rows[0].instruction, device=loading_device(settings)
         )
         identity = base_fingerprint(retriever)
+        dev_kept = as_extra([*read_chosen(Path(resolve_base(base))), *stopped_on(pools)])
 
         def save(folder: Path, training: Training) -> None:
             if settings.lora is not None:
-                save_expert(retriever, folder, base=base, base_identity=identity, settings=how)
+                save_expert(
+                    retriever, folder, base=base, base_identity=identity, settings=how, extra=dev_kept
+                )
                 return
             origin = {"base": base, "base_identity": identity, "retriever": how.model_dump(mode="json")}
             card = f"# Retriever trained from {base}\n\n{training.pairs} pairs, {training.steps} steps.\n"
-            save_retriever(retriever, folder, card=card, extra=origin)
+            save_retriever(retriever, folder, card=card, extra=origin | dev_kept)
 
         best = train_best(
             retriever, rows, settings, save, folder=checkpoints, seed=seed, label="train",

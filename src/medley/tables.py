@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from medley.progress import printable
+
 ALPHA = 0.05
 """Below this corrected p a difference is said to be shown."""
 WIDTH = 120
@@ -27,9 +29,8 @@ def print_steps(rows: list[dict[str, Any]], as_json: bool) -> None:
             for key, value in row.items()
             if key not in ("step", "state", "why")
         )
-        print(
-            f"{row['state']:8} {row['step']:32} {'; '.join(text for text in (row['why'], costs) if text)}".rstrip()
-        )
+        said = "; ".join(text for text in (row["why"], costs) if text)
+        print(printable(f"{row['state']:8} {row['step']:32} {said}".rstrip()))
     if any("seconds" in row for row in rows):
         minutes = math.ceil(sum(row.get("seconds", 0) for row in rows) / 60)
         print(f"training and encoding: about {minutes} min on this machine")
@@ -42,13 +43,14 @@ def print_results(results: dict[str, Any], as_json: bool) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     variants = results["variants"]
     tasks = list(dict.fromkeys(task for variant in variants.values() for task in variant["tasks"]))
     table = Table(title="nDCG@10")
     table.add_column("model", no_wrap=True)
     for task in tasks:
-        table.add_column(task, justify="right")
+        table.add_column(Text(printable(task)), justify="right")
     table.add_column("mean", justify="right")
     if "comparisons" in results:
         table.add_column("merged is better by", justify="right")
@@ -59,7 +61,7 @@ def print_results(results: dict[str, Any], as_json: bool) -> None:
         cells = [f"{score:.4f}" for score in scores] + [f"{sum(scores) / len(scores):.4f}"]
         if name in against:
             cells += [f"{against[name]['difference']:+.4f}", f"{against[name]['p_holm']:.4f}"]
-        table.add_row(name, *cells)
+        table.add_row(Text(printable(name)), *cells)
     console = Console()
     Console(width=None if console.is_terminal else WIDTH).print(table)
 
@@ -74,20 +76,29 @@ def print_evaluation(table: dict[str, Any], groups: dict[str, list[str]]) -> Non
     from rich.text import Text
 
     tasks = list(dict.fromkeys(task for row in table.values() for task in row["tasks"]))
-    grid = Table(title=_measures(table))
+    grid = Table(title=Text(printable(_measures(table))))
     grid.add_column("model")
     columns = {task: [task] for task in tasks} | {f"mean {group}": names for group, names in groups.items()}
     columns["mean"] = tasks
     for column in columns:
-        grid.add_column(column, justify="right")
+        grid.add_column(Text(printable(column)), justify="right")
+    any_chosen = False
     for name, row in table.items():
         scores = {task: _main_score(scored) for task, scored in row["tasks"].items()}
+        chosen = {task for task, scored in row["tasks"].items() if "chosen_on" in scored}
+        any_chosen |= bool(chosen)
         # as text: in markup, the brackets of a name would vanish
         grid.add_row(
-            Text(name), *(_cell([scores[task] for task in own if task in scores]) for own in columns.values())
+            Text(printable(name)),
+            *(
+                _cell([scores[task] for task in own if task in scores]) + ("*" if chosen & set(own) else "")
+                for own in columns.values()
+            ),
         )
     console = Console()
     Console(width=None if console.is_terminal else max(WIDTH, 40 + 16 * len(columns))).print(grid)
+    if any_chosen:
+        print("* the model was chosen on queries of this task: no test")
     for name, row in table.items():
         compression = row["model"].get("compression")
         if compression:
@@ -95,7 +106,7 @@ def print_evaluation(table: dict[str, Any], groups: dict[str, list[str]]) -> Non
             kept = [task for task in row["tasks"] if task in whole]
             lost = sum(_main_score(row["tasks"][t]) - _main_score(whole[t]) for t in kept) / len(kept)
             size = row["model"]["bytes_a_passage"]
-            print(f"{name}: {lost:+.4f} against whole vectors, {size:,} bytes a passage instead of "
+            print(f"{printable(name)}: {lost:+.4f} against whole vectors, {size:,} bytes a passage instead of "
                   f"{row['model']['bytes_whole']:,}")  # fmt: skip
 
 
@@ -148,12 +159,12 @@ def print_comparisons(rows: list[dict[str, Any]], as_json: bool) -> None:
         return
     for row in rows:
         seeds = f", {row['seeds']} seeds" if row["seeds"] > 1 else ""
-        print(f"{row['a']} - {row['b']}: {_in_words(row)}{seeds}")
+        print(printable(f"{row['a']} - {row['b']}: {_in_words(row)}{seeds}"))
         print(
             f"    d {row['effect_size']:+.2f}; wins/ties/losses {row['wins']}/{row['ties']}/{row['losses']}"
         )
         for task in row["by_task"]:
-            print(f"    {task['task']} ({task['queries']}): {_in_words(task)}")
+            print(printable(f"    {task['task']} ({task['queries']}): {_in_words(task)}"))
     if rows:
         print(f"Holm: corrected over all {rows[0]['comparisons']} comparisons above.")
 

@@ -18,6 +18,7 @@ from medley.evaluate.access import Access, is_server
 from medley.evaluate.endpoint import RefusedTextError, embedder_of_server, server_of
 from medley.evaluate.scores import DEPTH, score_rankings
 from medley.fingerprint import fingerprint
+from medley.leaks.chosen import ChosenOn, read_chosen
 from medley.model_name import check_decoder, model_identity, resolve_base
 from medley.progress import say
 from medley.search import Embedder, Rankings, embedder_of, fuse, rank_with_embedder
@@ -183,6 +184,11 @@ def instruction_used(system: System, collection: str, options: Options) -> str |
     if options.instruction is not None:
         return options.instruction
     return options.instructions.get(collection) if system.takes_instructions else None
+
+
+def chosen_by(base: str) -> list[ChosenOn]:
+    """What the model that a name (without `+bm25`) stands for was chosen on, as far as its folder says."""
+    return [] if base == "bm25" or is_server(base) else read_chosen(Path(base).expanduser())
 
 
 def evaluate_rows(

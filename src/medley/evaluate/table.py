@@ -21,6 +21,7 @@ from medley.evaluate.systems import (
     Options,
     Row,
     System,
+    chosen_by,
     evaluate_rows,
     identity_of,
     instruction_used,
@@ -28,6 +29,8 @@ from medley.evaluate.systems import (
 )
 from medley.files import read_json, write_json
 from medley.fingerprint import fingerprint
+from medley.leaks.chosen import KEY, ChosenOn, queries_chosen_on, warning
+from medley.progress import say
 from medley.search import Rankings, rank_with_bm25
 from medley.search.compressed import bytes_a_passage
 
@@ -53,6 +56,7 @@ def evaluate_table(
     for base in dict.fromkeys(row.base for row in rows):
         own = [row for row in rows if row.base == base]
         opening = _Opening(base, options, engine)
+        chosen = chosen_by(base)
         identity = opening.identity
         for name, collection in named.items():
             keys = {
@@ -76,7 +80,7 @@ def evaluate_table(
                     found[row] = _keep(options.store, keys[row], system, row, task)
             for row in own:
                 entry = table.setdefault(row.label, {"model": found[row]["model"], "tasks": {}})
-                entry["tasks"][name] = found[row]["task"]
+                entry["tasks"][name] = with_chosen(found[row]["task"], chosen, collection)
         for pair_task in similarity:
             alone = [row for row in own if row == Row(base) and base != "bm25"]
             key = fingerprint(
@@ -98,6 +102,19 @@ def evaluate_table(
                 entry = table.setdefault(row.label, {"model": found_task["model"], "tasks": {}})
                 entry["tasks"][pair_task.name] = found_task["task"]
     return {row.label: table[row.label] for row in rows if row.label in table}
+
+
+def with_chosen(task: dict[str, Any], chosen: Sequence[ChosenOn], collection: Collection) -> dict[str, Any]:
+    """A task of results.json, which says under `chosen_on` where the model was chosen on its queries."""
+    shared = queries_chosen_on(chosen, collection)
+    return {**task, KEY: shared} if shared else task
+
+
+def say_chosen(model: str, tasks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Say loudly which scores of a model are no tests."""
+    for task, scored in tasks.items():
+        if KEY in scored:
+            say(warning(model, task, scored[KEY]))
 
 
 class _Opening:

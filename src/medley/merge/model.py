@@ -17,6 +17,7 @@ from medley.errors import ModelError, RecipeError
 from medley.expert import Expert, read_expert
 from medley.files import read_json, writing
 from medley.fingerprint import fingerprint_file, fingerprint_folder
+from medley.leaks.chosen import ChosenOn, as_extra, read_chosen
 from medley.leaks.dev import open_dev
 from medley.lowrank import attach, detach
 from medley.merge.apply import apply_weights, encode_exactly
@@ -52,11 +53,13 @@ def merge_model(
     probe: Probe | None = None,
     details: Mapping[str, Any] | None = None,
     device: str | None = None,
+    dev: Sequence[ChosenOn] = (),
 ) -> GateReport | None:
     """What `medley merge` does: write the merged model or adapter (gated), or a plain checkpoint (then None is
     returned).
 
-    `details` are further lines of the model card. Raises the errors of open_merge and export.
+    `details` are further lines of the model card, `dev` what the weights were chosen on.
+    Raises the errors of open_merge and export.
     """
     if file.output == "checkpoint":
         from medley.merge.stream import merge_to_checkpoint
@@ -71,7 +74,7 @@ def merge_model(
     facts = dict(details or {}) | {"segments": merge.layout.segment_count}
     card = _card(file, folder.name, identities(merge.experts), facts)
     if file.output == "adapter":
-        return _export_adapter(merge, weights_KS, folder, probe=probe, card=card)
+        return _export_adapter(merge, weights_KS, folder, probe=probe, card=card, dev=dev)
     base = encode_exactly(merge.base, probe)
     scored = apply_merge(merge, weights_KS, probe)
     backbone(merge.base).to(getattr(_torch(), file.dtype))
@@ -82,12 +85,18 @@ def merge_model(
         scored=scored,
         base=base,
         probe=probe,
-        extra={"merge": provenance(merge)},
+        extra={"merge": provenance(merge), **_chosen(merge, dev)},
     )
 
 
 def _export_adapter(
-    merge: Merge, weights_KS: np.ndarray, folder: Path, *, probe: Probe, card: str
+    merge: Merge,
+    weights_KS: np.ndarray,
+    folder: Path,
+    *,
+    probe: Probe,
+    card: str,
+    dev: Sequence[ChosenOn],
 ) -> GateReport:
     """Write the merged adapter; it appears only if, read back from disk, it encodes as the merge does."""
     effective_KS = search_space(merge.file, merge.layout.segment_count).effective(weights_KS)
@@ -95,7 +104,7 @@ def _export_adapter(
     with ConcatenatedAdapter(merge.base, merge.experts, layout=merge.layout) as adapter:
         adapter.set_coefficients(effective_KS)
         scored = encode_probe(merge.base, probe)
-    extra = {"merge": provenance(merge), "base": merge.file.base}
+    extra = {"merge": provenance(merge), "base": merge.file.base, **_chosen(merge, dev)}
     with writing(folder) as temporary:
         merge_adapters(merge.experts, effective_KS, temporary, layout=merge.layout, extra=extra)
         (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -200,6 +209,12 @@ def search_merge(
             store = store_folder(unfinished, pools, space, model=model, made_of=made_of)
         learnable = Learnable(merge.base, merge.experts, merge.layout) if merge.is_adapter else None
         return search(embed, pools, space, file.search, store=store, learnable=learnable)
+
+
+def _chosen(merge: Merge, dev: Sequence[ChosenOn]) -> dict[str, Any]:
+    """What base, experts and weights were chosen on."""
+    parts = [local_folder(merge.file.base), *(expert.path for expert in merge.experts)]
+    return as_extra([*read_chosen(*parts), *dev])
 
 
 def provenance(merge: Merge) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from medley.files import write_json
+from medley.leaks.chosen import ChosenOn, as_extra
 from medley.merge.coefficients import weights_mapping
 from medley.merge.pareto import Front
 from medley.merge.pool import CandidateScore, standard_error
@@ -68,12 +69,14 @@ class SearchResult:
     best: Candidate
     candidates: tuple[Candidate, ...]
     front: Front | None = None
+    chosen_on: tuple[ChosenOn, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """As search.json holds it."""
         value = {
             "strategy": self.strategy, "method": self.method, "encodings": self.encodings,
             "best": self.best.as_json(), "candidates": [candidate.as_json() for candidate in self.candidates],
+            **as_extra(self.chosen_on),
         }  # fmt: skip
         return value if self.front is None else value | {"front": self.front.as_json()}
 

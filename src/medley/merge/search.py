@@ -12,6 +12,7 @@ from typing import Any
 
 from medley.errors import RecipeError
 from medley.fingerprint import fingerprint
+from medley.leaks.chosen import chosen_on
 from medley.merge.learned import Learnable, learned_search
 from medley.merge.outcome import SearchResult, choose
 from medley.merge.pareto import pareto_front
@@ -67,7 +68,8 @@ def finish(trials: Trials, settings: SearchSettings) -> SearchResult:
     best = choose(trials.candidates, settings.choose)
     front = pareto_front(trials.candidates, best, trials.pools)
     candidates = tuple(trials.candidates)
-    return SearchResult(settings.strategy, trials.space.method, trials.spent, best, candidates, front)
+    dev = tuple(chosen_on(pool.name, "merge weights", pool.queries) for pool in trials.pools)
+    return SearchResult(settings.strategy, trials.space.method, trials.spent, best, candidates, front, dev)
 
 
 def store_folder(

@@ -10,6 +10,8 @@ from typing import Any
 from medley.encoder import Retriever, build_retriever
 from medley.files import read_json, remove, write_json
 from medley.fingerprint import fingerprint_path
+from medley.leaks.chosen import ChosenOn, as_extra, parse_chosen, read_chosen
+from medley.model_name import resolve_base
 from medley.pipeline.data import LLM_CACHE, VECTORS
 from medley.pipeline.inputs import ALL, Inputs
 from medley.pipeline.prompting import open_prompt_chat, seed_instruction_of, tune, write_choice
@@ -259,12 +261,24 @@ def build_merged(recipe: Recipe, inputs: Inputs, out: Path, needs: Mapping[str, 
     )
     provenance = {
         "base": recipe.base, "method": found["method"], "coefficients": weights, "experts": identities,
-        "run": recipe.name,
+        "run": recipe.name, **as_extra(_chosen_on(recipe, found, needs)),
     }  # fmt: skip
     gate = export(
         retriever, out / "model", card=card, scored=scored, base=base_vectors, probe=probe, extra=provenance
     )
     return {"coefficients": weights, "method": found["method"], **asdict(gate)}
+
+
+def _chosen_on(recipe: Recipe, found: Mapping[str, Any], needs: Mapping[str, Path]) -> list[ChosenOn]:
+    """The dev queries that base, experts, instructions and weights were chosen on."""
+    records = read_chosen(
+        Path(resolve_base(base_of(recipe, needs))),
+        *(needs[f"train/{name}"] / "adapter" for name in recipe.experts),
+    )
+    for step in (f"prompts/{ALL}", MERGED_INSTRUCTION):
+        if step in needs:
+            records += parse_chosen(read_json(needs[step] / PROMPT), needs[step] / PROMPT)
+    return records + parse_chosen(found, needs["merge/search"] / SEARCH)
 
 
 def variant_retriever(recipe: Recipe, variant: str, needs: Mapping[str, Path]) -> Retriever:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medley.files import write_json
+from medley.leaks.chosen import ChosenOn, as_extra, chosen_on, read_chosen
 from medley.pipeline.inputs import Inputs
 from medley.prompts.choose import Chat, Choice, choose
 from medley.prompts.library import DEFAULT
@@ -52,7 +53,9 @@ def tune(
     Raises InputError where the method needs a language model and there is none.
     """
     scorer = Scorer(retriever, [dev_set(pool) for pool in pools], store=store)
-    return choose(settings, seed_instruction, scorer, test=paired_test(seed), seed=seed, chat=chat)
+    choice = choose(settings, seed_instruction, scorer, test=paired_test(seed), seed=seed, chat=chat)
+    dev = tuple(chosen_on(pool.name, "instruction", pool.queries) for pool in pools)
+    return replace(choice, chosen_on=dev)
 
 
 def dev_pools(specs: Sequence[str], *, queries: int, passages: int, seed: int) -> list[DevPool]:
@@ -148,8 +151,12 @@ def write_choice(choice: Choice, dev: Sequence[str], path: Path, *, force: bool 
     }
 
 
-def export_with_instruction(model: str, instruction: str, folder: Path) -> None:
+def export_with_instruction(
+    model: str, instruction: str, folder: Path, *, dev: Sequence[ChosenOn] = ()
+) -> None:
     """Write a model folder again with another instruction in its prompts, through the export gate.
+
+    `dev` is what the instruction was chosen on.
 
     Raises ModelError when the written folder does not encode as the model does under that instruction.
     """
@@ -176,5 +183,5 @@ def export_with_instruction(model: str, instruction: str, folder: Path) -> None:
         scored=scored,
         base=None,
         probe=probe,
-        extra={**provenance, "made_of": model},
+        extra={**provenance, "made_of": model, **as_extra([*read_chosen(Path(resolve_base(model))), *dev])},
     )

@@ -27,11 +27,13 @@ def build_evaluation(
         FUSED,
         Options,
         Row,
+        chosen_by,
         evaluate_rows,
         open_system,
         own_variant,
         system_of,
     )
+    from medley.evaluate.table import say_chosen, with_chosen
     from medley.search import rank_with_bm25
 
     collections = {spec: inputs.collection(spec) for spec in recipe.evaluate.tasks}
@@ -56,6 +58,11 @@ def build_evaluation(
         ]
         for task, collection in by_name(list(collections.values())).items()
     }
+    if own is None:
+        chosen = chosen_by(name.removesuffix(FUSED))
+        named = by_name(list(collections.values()))
+        tasks = {task: with_chosen(scored, chosen, named[task]) for task, scored in tasks.items()}
+        say_chosen(variant, tasks)
     model = {**system.description, "name": variant, **({"fused_with": "bm25"} if row.fused else {})}
     write_json(out / RESULTS, {"model": model, "tasks": tasks})
     return {METRIC: {name: task[METRIC] for name, task in tasks.items()}}

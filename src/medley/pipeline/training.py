@@ -13,7 +13,9 @@ from medley.documents import shards_of
 from medley.encoder import Retriever, build_retriever, save_retriever, with_instruction
 from medley.files import read_json, remove, write_json
 from medley.fingerprint import fingerprint
+from medley.leaks.chosen import ChosenOn, as_extra, chosen_on, parse_chosen, read_chosen
 from medley.merge.pool import DevPool, build_pool, score_candidate
+from medley.model_name import resolve_base
 from medley.pairs import TrainingPair
 from medley.pipeline.data import assemble_pairs
 from medley.pipeline.inputs import Inputs, expanded
@@ -68,6 +70,7 @@ def build_pretrained(recipe: Recipe, inputs: Inputs, out: Path, _: Mapping[str, 
         retriever,
         out / "model",
         card=f"# {recipe.name}: base after pre-training\n\nFrom {recipe.base}, {len(pairs)} unlabelled pairs.\n",
+        extra=as_extra([*read_chosen(Path(resolve_base(recipe.base))), *stopped_on(pools)]),
     )
     write_json(out / TRAINING, asdict(training))
     if is_first():
@@ -99,6 +102,11 @@ def _dev_pools(
     return [
         dev_pool(recipe, inputs, spec, passages=stopping.pool_size, queries=stopping.queries) for spec in dev
     ]
+
+
+def stopped_on(pools: Sequence[DevPool]) -> list[ChosenOn]:
+    """What a training was stopped on, and its learning rate chosen."""
+    return [chosen_on(pool.name, "early stopping", pool.queries) for pool in pools]
 
 
 def score_on(pools: Sequence[DevPool]) -> Score:
@@ -152,12 +160,17 @@ def build_expert(
     )
     identity = base_fingerprint(retriever)
     pools = _dev_pools(recipe, inputs, recipe.train, experts.get(name))
+    chosen = read_chosen(Path(resolve_base(base_of(recipe, needs))))
+    for member in {*experts, name}:
+        path = needs[f"prompts/{member}"] / PROMPT
+        chosen += parse_chosen(read_json(path), path)
 
     def save(folder: Path, training: Training) -> None:
         save_expert(
             retriever, folder, base=recipe.base, base_identity=identity, settings=recipe.retriever,
             extra={
                 "name": name, "run": recipe.name, "training": {"pairs": training.pairs, "steps": training.steps},
+                **as_extra([*chosen, *stopped_on(pools)]),
             },
         )  # fmt: skip
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medley.errors import InputError
+from medley.leaks.chosen import ChosenOn, as_extra
 from medley.llm import ChatModel, LlmSettings
 from medley.progress import say
 from medley.prompts.candidates import Found, Problem, from_list, only_seed
@@ -48,6 +49,7 @@ class Choice:
     drawn_from: tuple[str, ...] = ()
     library_version: int | None = None
     cost: Mapping[str, float] = field(default_factory=dict)
+    chosen_on: tuple[ChosenOn, ...] = ()
 
     @property
     def changes(self) -> bool:
@@ -72,6 +74,7 @@ class Choice:
             "drawn_from": list(self.drawn_from),
             "library_version": self.library_version,
             "cost": dict(self.cost),
+            **as_extra(self.chosen_on),
         }
 
 

@@ -82,16 +82,28 @@ def comparison_rows(
 ) -> list[dict[str, Any]]:
     """Comparisons of variants given as in results.json (one for each seed): a row a pair, its tasks under `tasks`."""
     scores = {name: [per_query(one) for one in runs] for name, runs in results.items()}
+    chosen = {name: _chosen_on(runs) for name, runs in results.items()}
     tested = compare_family(scores, pairs, seed=seed, by_task=by_task)
     return [
         {
             **one.as_json(),
             "comparisons": len(tested),
+            "chosen_on": {name: chosen[name] for name in (one.a, one.b) if chosen[name]},
             "by_task": [t.as_json() for t in tested if (t.a, t.b) == (one.a, one.b) and t.task],
         }
         for one in tested
         if not one.task
     ]
+
+
+def _chosen_on(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The tasks on whose queries a variant was chosen, as `medley evaluate` found."""
+    return {
+        task: scored["chosen_on"]
+        for result in runs
+        for task, scored in result["tasks"].items()
+        if "chosen_on" in scored
+    }
 
 
 def per_query(result: Mapping[str, Any], metric: str = METRIC) -> dict[str, dict[str, float]]:
