@@ -10,6 +10,7 @@ import runpy
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -124,6 +125,7 @@ def test_two_processes_train_as_one_does(tiny_model_folder, tmp_path):
 
 DIVERGING = """
 import sys
+import time
 from pathlib import Path
 from medley.documents import shards_of
 from medley.encoder import RetrieverSettings, build_retriever
@@ -214,6 +216,29 @@ def test_an_expert_that_fails_ends_the_others_and_what_is_finished_stays(place):
         "run", place / "r.yaml", "--out", place / "run", "--until", "train", "--devices", "2"
     )
     assert again.code == 0, again.err
+
+
+@pytest.mark.slow
+def test_trainings_beside_one_another_end_with_a_killed_run(place):
+    import psutil
+
+    def trainings() -> list[psutil.Process]:
+        children = psutil.Process(run.pid).children()
+        return [child for child in children if "medley.pipeline.worker" in child.cmdline()]
+
+    command = ["run", place / "r.yaml", "--out", place / "run", "--until", "train", "--devices", "2"]
+    run = subprocess.Popen([sys.executable, "-m", "medley", *map(str, command)], stderr=subprocess.DEVNULL)
+    while len(beside := trainings()) < 2:
+        assert run.poll() is None, "it ended before its time"
+        time.sleep(0.01)
+    run.kill()
+    run.wait()
+    done = medley_process(*command)
+    assert done.code == 0, done.err
+    assert not any(training.is_running() for training in beside), "the next run waited for their end"
+    assert set(adapters(place / "run")) == {
+        f"{n}/adapter/adapter_model.safetensors" for n in ("a", "b", "all")
+    }
 
 
 def test_what_cannot_be_is_told(monkeypatch):

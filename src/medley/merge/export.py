@@ -165,7 +165,11 @@ def reread_in_fresh_process(folder: Path, probe: Probe, *, name: str) -> tuple[P
     prompts."""
     import torch
 
-    with tempfile.TemporaryDirectory(prefix="medley-gate-") as work, explained_write_errors(folder):
+    # in the unfinished folder itself, so that what removes that after a kill removes the probe's texts, too
+    with (
+        tempfile.TemporaryDirectory(prefix=".gate-", dir=folder.resolve()) as work,
+        explained_write_errors(folder),
+    ):
         (Path(work) / "probe.json").write_text(json.dumps(asdict(probe)), encoding="utf-8")
         finished = subprocess.run(
             [sys.executable, "-c", READER, str(folder.resolve()), work, str(torch.get_num_threads())],

@@ -10,7 +10,6 @@ without abstractions; a test compares the two.
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from medley.train.stopping import DevCurve, DevWatch, Score, steps_between, watc
 from medley.train.trainer import (
     advancing,
     build_trainer,
+    checkpoint_folder,
     diverged,
     last_checkpoint,
     saving_every,
@@ -112,11 +112,10 @@ def train(
     started = time.monotonic()
 
     with (
-        tempfile.TemporaryDirectory() as scratch,
+        checkpoint_folder(checkpoints) as folder,
         progress(label, steps) as advance,
         computing(retriever, settings),
     ):
-        folder = checkpoints or Path(scratch)
         trainer = build_trainer(
             model=model,
             args=SentenceTransformerTrainingArguments(

@@ -9,7 +9,6 @@ The loop is transformers' Trainer.
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,14 @@ from medley.progress import progress, say
 from medley.train.blocks import Blocks, held_out_blocks, token_file
 from medley.train.processes import is_first, join, shared
 from medley.train.settings import LanguageSettings
-from medley.train.trainer import advancing, diverged, saving_every, stopping_where_not_finite, trackers
+from medley.train.trainer import (
+    advancing,
+    checkpoint_folder,
+    diverged,
+    saving_every,
+    stopping_where_not_finite,
+    trackers,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -79,8 +85,7 @@ def train_language(
     check_decoder(base)
     torch.manual_seed(seed)
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch, quiet_loading():
-        folder = checkpoints or Path(scratch)
+    with checkpoint_folder(checkpoints) as folder, quiet_loading():
         tokenizer = transformers.AutoTokenizer.from_pretrained(resolve_base(base))
         folder = Path(shared(lambda: str(folder)))
         identity = shared(lambda: _prepared(folder, base, shards, settings, seed=seed))

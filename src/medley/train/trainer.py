@@ -8,10 +8,12 @@ data or settings, is never resumed from.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +129,16 @@ def build_trainer(
 
 def _trained(model: Any) -> list[tuple[str, Any]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+@contextlib.contextmanager
+def checkpoint_folder(given: Path | None) -> Iterator[Path]:
+    """Where a training's checkpoints go; a folder that is gone afterwards where none are to be kept."""
+    if given is not None:
+        yield given
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Path(scratch)
 
 
 def saving_every(minutes: float) -> TrainerCallback:
