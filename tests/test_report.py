@@ -29,7 +29,7 @@ from medley.report.verdict import judge
 from medley.statistics.compare import compare
 from medley.statistics.family import holm
 
-HOSTILE = "<script>alert('x')</script><img src=http://example.org/x.png>\"'"
+HOSTILE = "\x1b[31m\u202e<script>alert('x')</script><img src=http://example.org/x.png>\"'"
 VOID = {"meta", "br", "link", "img", "input", "hr", "wbr"}
 
 
@@ -183,6 +183,9 @@ def test_texts_are_escaped_everywhere(tmp_path: Path) -> None:
     assert text.count("<script") == 1 and f"{own.strip()}</script>" in text and "<img" not in text
     assert "img" not in hostile_page.tags and not hostile_page.bad
     assert hostile_page.text.count("alert('x')") > 10
+    assert (
+        not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", text) and "\\x1b[31m\\u202e" in text
+    )
 
 
 def test_changes_of_perturbed_rows_are_shown(page: Page, run: Path) -> None:

@@ -146,6 +146,7 @@ def _contrastive(
     from medley.files import writing
     from medley.fingerprint import fingerprint_file
     from medley.leaks.chosen import as_extra, read_chosen
+    from medley.markdown import literal
     from medley.model_name import resolve_base
     from medley.pairs import read_pairs
     from medley.pipeline.training import pools_of, score_on, stopped_on
@@ -177,7 +178,7 @@ def _contrastive(
                 )
                 return
             origin = {"base": base, "base_identity": identity, "retriever": how.model_dump(mode="json")}
-            card = f"# Retriever trained from {base}\n\n{training.pairs} pairs, {training.steps} steps.\n"
+            card = f"# Retriever trained from {literal(base)}\n\n{training.pairs} pairs, {training.steps} steps.\n"
             save_retriever(retriever, folder, card=card, extra=origin | dev_kept)
 
         best = train_best(

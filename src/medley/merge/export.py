@@ -9,7 +9,9 @@ base's, and the prompts are the same, the folder gets its name; otherwise nothin
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,6 +27,7 @@ from medley.errors import InputError, ModelError
 from medley.files import explained_write_errors, writing
 from medley.finite import check_finite
 from medley.lowrank import attached
+from medley.markdown import literal
 
 SAME = 0.9999
 """Least cosine between a probe's vector as scored and as the saved folder gives it."""
@@ -209,21 +212,25 @@ def model_card(
     `experts` gives each one's fingerprint; `licences` those that the base (under the name `base`) and the experts
     state. One that all of them state is the result's; otherwise the reader is told to read them.
     """
-    stated = dict(licences or {})
+    import yaml
+
+    stated = {name: " ".join(licence.split()) for name, licence in (licences or {}).items()}
     rows = [
-        f"| {name} | {_number(weights.get(name, ''))} | `{identity}` | {stated.get(name, 'not stated')} |"
+        f"| {literal(name)} | {literal(_number(weights.get(name, '')))} | `{identity}` | "
+        f"{literal(stated.get(name, 'not stated'))} |"
         for name, identity in experts.items()
     ]
-    facts = [f"- {key}: {value}" for key, value in details.items()]
+    facts = [f"- {literal(key)}: {literal(str(value))}" for key, value in details.items()]
     common = set(stated.values()) if {"base", *experts} <= set(stated) else set()
-    licence = [f"license: {common.pop()}"] if len(common) == 1 else []
+    front = {"license": common.pop()} if len(common) == 1 else {}
+    licence = [yaml.safe_dump(front, allow_unicode=True, width=math.inf).rstrip()] if front else []
     return "\n".join(
         [
             "---", *licence, "library_name: sentence-transformers", "pipeline_tag: sentence-similarity",
             "tags: [sentence-transformers, feature-extraction, merge, medley]", "---", "",
-            f"# {title}", "",
-            f"A retriever merged by Medley ({method}) from {len(experts)} expert(s) on {base} "
-            f"(licence: {stated.get('base', 'not stated')}).", "",
+            f"# {literal(title)}", "",
+            f"A retriever merged by Medley ({literal(method)}) from {len(experts)} expert(s) on {literal(base)} "
+            f"(licence: {literal(stated.get('base', 'not stated'))}).", "",
             *([] if licence else ["Mind the licences of the parts: they all hold for the whole.", ""]),
             "| expert | weight | fingerprint | licence |", "|---|---|---|---|", *rows, "", *facts, "",
             "```python", "from sentence_transformers import SentenceTransformer", "",
@@ -243,7 +250,7 @@ def licences(folders: Mapping[str, Path]) -> dict[str, str]:
         path = folder / "README.md"
         if not path.is_file():
             continue
-        parts = path.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+        parts = re.split(r"(?m)^---\n", path.read_text(encoding="utf-8", errors="replace"), maxsplit=2)
         try:
             front = parse_yaml(parts[1], str(path)) if len(parts) == 3 and not parts[0].strip() else None
         except InputError:

@@ -14,6 +14,7 @@ import numpy as np
 
 from medley.files import write_json
 from medley.leaks.chosen import ChosenOn, as_extra, chosen_on, read_chosen
+from medley.markdown import literal
 from medley.pipeline.inputs import Inputs
 from medley.prompts.choose import Chat, Choice, choose
 from medley.prompts.library import DEFAULT
@@ -175,7 +176,7 @@ def export_with_instruction(
     provenance = read_json(Path(resolve_base(model)) / DESCRIPTION)
     for key in describe(retriever):
         provenance.pop(key, None)
-    card = f"# {folder.name}\n\n{model} under another instruction:\n\n> {instruction}\n"
+    card = f"# {literal(folder.name)}\n\n{literal(model)} under another instruction:\n\n> {literal(instruction)}\n"
     export(
         retriever,
         folder,

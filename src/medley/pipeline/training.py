@@ -14,6 +14,7 @@ from medley.encoder import Retriever, build_retriever, save_retriever, with_inst
 from medley.files import read_json, remove, write_json
 from medley.fingerprint import fingerprint
 from medley.leaks.chosen import ChosenOn, as_extra, chosen_on, parse_chosen, read_chosen
+from medley.markdown import literal
 from medley.merge.pool import DevPool, build_pool, score_candidate
 from medley.model_name import resolve_base
 from medley.pairs import TrainingPair
@@ -69,7 +70,8 @@ def build_pretrained(recipe: Recipe, inputs: Inputs, out: Path, _: Mapping[str, 
     save_retriever(
         retriever,
         out / "model",
-        card=f"# {recipe.name}: base after pre-training\n\nFrom {recipe.base}, {len(pairs)} unlabelled pairs.\n",
+        card=f"# {literal(recipe.name)}: base after pre-training\n\n"
+        f"From {literal(recipe.base)}, {len(pairs)} unlabelled pairs.\n",
         extra=as_extra([*read_chosen(Path(resolve_base(recipe.base))), *stopped_on(pools)]),
     )
     write_json(out / TRAINING, asdict(training))

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from medley.markdown import code, literal
 from medley.report import findings
 from medley.report.formats import Coefficient, Results
 from medley.report.numbers import score, signed
@@ -34,15 +35,15 @@ def _head(run: Run) -> Iterator[str]:
         "tags": ["sentence-transformers", "feature-extraction", "merge", "medley"],
     }
     if run.recipe.get("licence"):
-        front["license"] = run.recipe["licence"]
+        front["license"] = " ".join(str(run.recipe["licence"]).split())
     base = str(run.recipe.get("base", UNKNOWN))
     if base.count("/") == 1 and not base.startswith((".", "/", "~")):
         front["base_model"] = base
     yield from ("---", dump_yaml(front).rstrip(), "---", "")
-    yield from (f"# {run.manifest.name}", "")
+    yield from (f"# {literal(run.manifest.name)}", "")
     experts = len(_mapping(run.recipe, "experts"))
     kind = "expert" if experts == 1 else "experts"
-    yield f"A dense retriever: {experts} {kind} trained on `{Path(base).name}` and merged by Medley."
+    yield f"A dense retriever: {experts} {kind} trained on {code(Path(base).name)} and merged by Medley."
     yield ""
 
 
@@ -51,7 +52,7 @@ def _use(run: Run) -> Iterator[str]:
     yield from ("## Intended use", "")
     yield (
         "Ranking passages for short queries of the kind it was trained and tested on"
-        + (f" ({', '.join(groups)})" if groups else "")
+        + (f" ({literal(', '.join(groups))})" if groups else "")
         + ", as the first stage of search or of retrieval-augmented generation. Other languages, other kinds of texts "
         "and tasks such as clustering were not tested."
     )
@@ -74,7 +75,7 @@ def _data(run: Run) -> Iterator[str]:
     for source in run.sources:
         licence = _licence(_mapping(described, source.name))
         made = [str(outcome.made) if outcome else "–" for outcome in (source.mined, source.generated)]
-        yield f"| {_cell(source.name)} | {source.pairs or '–'} | {_cell(licence)} | {' | '.join(made)} |"
+        yield f"| {literal(source.name)} | {source.pairs or '–'} | {literal(licence)} | {' | '.join(made)} |"
     policy = run.recipe.get("leaks", "refuse")
     said = {
         "allow": "Training rows were **not** held against dev and test collections.",
@@ -100,17 +101,19 @@ def _licence(source: Mapping[str, Any]) -> str:
 def _making(run: Run) -> Iterator[str]:
     yield from ("## How it was made", "")
     base = str(run.recipe.get("base", UNKNOWN))
-    yield f"- Base: `{Path(base).name}`; seed {run.manifest.seed}"
+    yield f"- Base: {code(Path(base).name)}; seed {run.manifest.seed}"
     prompt = run.prompts.get(ALL)
     if prompt is not None:
-        yield f"- Instruction of queries: “{prompt.instruction}” ({prompt.method or 'given'})"
+        yield f"- Instruction of queries: “{literal(prompt.instruction)}” ({literal(prompt.method or 'given')})"
     if run.search is not None:
         weights = "; ".join(
-            f"{name} {_number(value)}" for name, value in run.search.best.coefficients.items()
+            f"{literal(name)} {_number(value)}" for name, value in run.search.best.coefficients.items()
         )
-        yield f"- Merged ({run.search.method or 'linear'}), coefficients chosen on dev: {weights}"
+        yield f"- Merged ({literal(run.search.method or 'linear')}), coefficients chosen on dev: {weights}"
         if run.search.best.scores:
-            dev = ", ".join(f"{task} {score(value)}" for task, value in run.search.best.scores.items())
+            dev = ", ".join(
+                f"{literal(task)} {score(value)}" for task, value in run.search.best.scores.items()
+            )
             yield f"- Dev nDCG@10: {dev}"
     yield ""
 
@@ -126,12 +129,12 @@ def _results(run: Run) -> Iterator[str]:
     yield "nDCG@10 on test collections, on which nothing was chosen; ± is half of a 95 % interval over queries."
     yield from (
         "",
-        f"| | {' | '.join(_cell(task) for task in tasks)} | mean |",
+        f"| | {' | '.join(literal(task) for task in tasks)} | mean |",
         "|---|" + "---|" * (len(tasks) + 1),
     )
     for name in variants:
-        cells = [_score_cell(results, name, task) for task in tasks]
-        yield f"| {_cell(written(name))} | {' | '.join(cells)} | {score(findings.mean(results, name, tasks))} |"
+        cells = [_scoreliteral(results, name, task) for task in tasks]
+        yield f"| {literal(written(name))} | {' | '.join(cells)} | {score(findings.mean(results, name, tasks))} |"
     tested = findings.tested(
         results, [v for v in variants if v != MERGED], tasks, seed=run.manifest.seed or 0
     )
@@ -146,12 +149,12 @@ def _results(run: Run) -> Iterator[str]:
             word = {"better": "better", "worse": "worse", "open": "no difference shown"}[found.word]
             interval = f"{signed(found.low)} to {signed(found.high)}"
             said = f"{signed(found.value)} (95 % interval {interval}, p {found.p_holm:.4f})"
-            yield f"- {written(found.b)}: {said}: {word}"
-    yield from (f"- Demand: {demand.sentence}." for demand in results.demands)
+            yield f"- {literal(written(found.b))}: {said}: {word}"
+    yield from (f"- Demand: {literal(demand.sentence)}." for demand in results.demands)
     yield ""
 
 
-def _score_cell(results: Results, variant: str, task: str) -> str:
+def _scoreliteral(results: Results, variant: str, task: str) -> str:
     half = findings.half_width(results, variant, task)
     return score(findings.score(results, variant, task)) + (f" ± {score(half)}" if half is not None else "")
 
@@ -165,16 +168,23 @@ def _limits(run: Run) -> Iterator[str]:
         counts = {task: len(own[task].per_query) for task in tasks if task in own}
         if counts:
             small = min(counts, key=lambda task: counts[task])
-            yield f"- Tested on {sum(counts.values())} queries; the smallest test, {small}, has {counts[small]}."
+            yield (
+                f"- Tested on {sum(counts.values())} queries; the smallest test, {literal(small)}, "
+                f"has {counts[small]}."
+            )
         judged = findings.score(results, MERGED, tasks[0], "judged_at_10")
         if judged is not None and judged < 0.5:
-            yield f"- On {tasks[0]} only {score(judged)} of the first ten passages were judged by anyone."
+            yield f"- On {literal(tasks[0])} only {score(judged)} of the first ten passages were judged by anyone."
         if BM25 in results.variants:
             mean, lexical = (findings.mean(results, name, tasks) for name in (MERGED, BM25))
             if mean is not None and lexical is not None and lexical >= mean:
                 yield f"- BM25 scores {score(lexical)} on these tests, not less than this model."
     for name, findings_of in run.leaks.items():
-        yield from (f"- {name}: {finding.sentence}" for finding in findings_of if finding.kind != "query")
+        yield from (
+            f"- {literal(name)}: {literal(finding.sentence)}"
+            for finding in findings_of
+            if finding.kind != "query"
+        )
     yield "- One training seed. What another seed gives was not measured; see `medley compare` for several."
     yield from ("- It ranks texts; it does not check whether what they say is true.", "")
 
@@ -194,11 +204,6 @@ def _again(run: Run) -> Iterator[str]:
 
 def _number(value: Coefficient) -> str:
     return " / ".join(f"{part:.3g}" for part in value) if isinstance(value, list) else f"{value:.3g}"
-
-
-def _cell(text: str) -> str:
-    """Text that does not break a table."""
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _mapping(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medley.progress import printable
 from medley.report import charts, findings, guarding, helped, making, numbers, prompts, waterfall
 from medley.report.reading import BASE, MERGED, Run
 from medley.report.samples import draw_samples
@@ -36,6 +37,7 @@ def render_report(run: Run, others: Sequence[Run] = ()) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_shown,
     )
     for name in (
         "score",
@@ -52,6 +54,13 @@ def render_report(run: Run, others: Sequence[Run] = ()) -> str:
     environment.filters["drawn"] = Markup
     environment.globals["outcome_in_words"] = making.outcome_in_words
     return environment.get_template("report.html").render(page_values(run, others))
+
+
+def _shown(value: Any) -> Any:
+    """What the page holds of a value: what a browser would obey is spelled out; pictures did so themselves."""
+    from markupsafe import Markup
+
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def page_values(run: Run, others: Sequence[Run] = ()) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from medley.progress import printable
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -47,7 +49,7 @@ def picture(width: float, height: float, marks: Sequence[str], *, label: str) ->
     """A whole inline picture; `label` says in a sentence what it shows, for those who cannot see it."""
     return (
         f'<svg viewBox="0 0 {width:g} {height:g}" style="max-width:{width:g}px" role="img" '
-        f'aria-label="{escape(label)}">{"".join(marks)}</svg>'
+        f'aria-label="{escape(printable(label))}">{"".join(marks)}</svg>'
     )
 
 
@@ -86,10 +88,9 @@ def words(x: float, y: float, text: str, style: str = "", *, anchor: str = "star
     """Text with its baseline at y; past `longest` characters it is cut, and whole under the pointer."""
     shown = text if len(text) <= longest else text[: longest - 1].rstrip() + "…"
     whole = _tip(text) if shown != text else ""
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{style}">{escape(shown)}{whole}</text>'
-    )
+    inside = escape(printable(shown)) + whole
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{style}">{inside}</text>'
 
 
 def _tip(text: str) -> str:
-    return f"<title>{escape(text)}</title>" if text else ""
+    return f"<title>{escape(printable(text))}</title>" if text else ""
