@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from medley.errors import PairsError
 from medley.pairs import TrainingPair, read_pairs, write_pairs
+from medley.review.agreement import krippendorff_alpha
 from medley.review.decisions import apply_verdicts
 from medley.review.page import render_sheet
 from medley.review.sheet import Item, draw_items, find_item, items_of
@@ -112,9 +113,12 @@ def test_the_positives_of_one_row_share_its_number_and_are_decided_apart(tmp_pat
 # The table ----------------------------------------------------------------------------------------------------
 
 
-@given(st.text(alphabet=st.sampled_from("=+-@'\t\r\n＝a1 \",;")))
+@settings(max_examples=300)
+@given(st.text(alphabet=st.sampled_from("=+-@'\t\r\n＝a1 \u00a0\",;")))
 def test_formulas_are_disarmed_and_come_back(text: str) -> None:
-    assert not safe(text).startswith(("=", "+", "-", "@", "\t", "\r", "\n", "＝"))
+    assert not safe(text).startswith(("\t", "\r", "\n"))
+    for cell in re.split("[;\t\r\n]", safe(text)):  # as a spreadsheet with another separator would cut it
+        assert not cell.lstrip().startswith(("=", "+", "-", "@", "＝"))
     assert unsafe(safe(text)) == text
 
 
@@ -429,3 +433,75 @@ def test_the_page_in_a_browser_saves_the_table_that_is_read_back(chromium: str, 
     for mine, theirs in zip(*rows, strict=True):
         for name in set(COLUMNS) - {"verdict", "note"}:
             assert mine[name].replace("\r\n", "\n") == theirs[name].replace("\r\n", "\n"), name
+
+
+# Several reviewers ------------------------------------------------------------------------------------------------
+
+
+def test_alpha_is_krippendorff_s() -> None:
+    """The examples of Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), sections A and C."""
+    meg, owen = "0100000010", "1110010000"
+    assert krippendorff_alpha(zip(meg, owen, strict=True)) == pytest.approx(0.095, abs=5e-4)
+    observers = ("123321412...", "1233224125.3", ".3332342251.", "12332441251.")
+    units = [[v for v in unit if v != "."] for unit in zip(*observers, strict=True)]
+    assert krippendorff_alpha(units) == pytest.approx(0.743, abs=5e-4)
+    assert krippendorff_alpha([["keep", "keep"], ["keep", "keep"]]) is None
+    assert krippendorff_alpha([["keep"], ["drop"]]) is None
+    assert krippendorff_alpha([["keep", "keep"], ["drop", "drop"]]) == 1
+
+
+def sheet(path: Path, *lines: str, columns: str = "id,verdict,note") -> Path:
+    path.write_text("\n".join([columns, *lines]), encoding="utf-8")
+    return path
+
+
+def test_several_sheets_agree_are_applied_and_disputes_wait_for_a_judge(tmp_path: Path) -> None:
+    pairs = [TrainingPair(f"q{i}", f"p{i}", (f"n{i}",)) for i in range(4)]
+    write_pairs(tmp_path / "pairs.jsonl", pairs)
+    names = ids(pairs)
+    first = sheet(tmp_path / "first.csv", f"{names[0]},keep,", f"{names[1]},drop,half", f"{names[2]},drop,")
+    second = sheet(
+        tmp_path / "second.csv", f"{names[0]},drop,=why", f"{names[1]},drop,yes", f"{names[3]},,hm"
+    )
+    read = ["review", "--pairs", tmp_path / "pairs.jsonl", "--read", first, "--read", second]
+    done = medley(*read, "--out", tmp_path / "reviewed.jsonl")
+    counts = done.json()
+    assert counts["reviewers"] == {"first": 3, "second": 2} and counts["judged_by_several"] == 2
+    assert (counts["agree"], counts["disputed"], counts["agreement"]) == (1, 1, 0.5)
+    assert counts["alpha"] == pytest.approx(krippendorff_alpha([["keep", "drop"], ["drop", "drop"]]))
+    assert "reviewers disagree on 1 items" in done.err
+    reviewed = read_pairs(tmp_path / "reviewed.jsonl")
+    assert [pair.negatives for pair in reviewed] == [("n0",), (), (), ("n3",)]
+    (record,) = reviewed[1].provenance["review"]
+    assert record["reviewers"] == {"first": "drop", "second": "drop"}
+    assert record["note"] == "first: half; second: yes"
+    disputes = tmp_path / "reviewed.jsonl.disputes.csv"
+    assert counts["disputes"] == str(disputes)
+    (row,) = csv.DictReader(io.StringIO(disputes.read_text("utf-8-sig"), newline=""))
+    assert (row["id"], row["verdict"], row["negative"]) == (names[0], "", "n0")
+    assert row["reviewers"] == "first: keep; second: drop (=why)"
+    settled = sheet(tmp_path / "settled.csv", f"{names[0]},promote,clear")
+    done = medley(*read, "--settled", settled, "--out", tmp_path / "final.jsonl")
+    assert done.json()["disputed"] == 0 and done.json()["settled"] == 1
+    assert not (tmp_path / "final.jsonl.disputes.csv").exists()
+    final = read_pairs(tmp_path / "final.jsonl")
+    assert [pair.positive for pair in final] == ["p0", "p1", "p2", "p3", "n0"] and final[0].negatives == ()
+    (record,) = final[0].provenance["review"]
+    assert record["reviewers"] == {"settled": "promote", "first": "keep", "second": "drop"}
+
+
+def test_one_file_with_two_verdicts_names_its_reviewers_or_is_refused(tmp_path: Path) -> None:
+    pairs = [TrainingPair("q", "p", ("n",))]
+    write_pairs(tmp_path / "pairs.jsonl", pairs)
+    (name,) = ids(pairs)
+    both = sheet(tmp_path / "both.csv", f"{name},keep,", f"{name},drop,")
+    done = medley(
+        "review", "--pairs", tmp_path / "pairs.jsonl", "--read", both, "--out", tmp_path / "o.jsonl"
+    )
+    assert done.code == 2 and "name them in a column `reviewer`" in done.err
+    both = sheet(tmp_path / "b.csv", f"{name},keep,Ann", f"{name},drop,Bob", columns="id,verdict,reviewer")
+    done = medley(
+        "review", "--pairs", tmp_path / "pairs.jsonl", "--read", both, "--out", tmp_path / "o.jsonl"
+    )
+    assert done.json()["reviewers"] == {"Ann": 1, "Bob": 1} and done.json()["disputed"] == 1
+    assert read_pairs(tmp_path / "o.jsonl")[0].negatives == ("n",)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +22,9 @@ from medley.cli_llm import (
 )
 from medley.cli_options import Force, Out, PairsFile, Seed
 from medley.errors import InputError
+
+if TYPE_CHECKING:
+    from medley.pairs import TrainingPair
 
 
 def guard(
@@ -111,7 +115,21 @@ def review(
     ],
     csv: Annotated[Path | None, typer.Option("--csv", help="The sheet as a table too.")] = None,
     read: Annotated[
-        Path | None, typer.Option("--read", help="A sheet that came back, with verdicts (CSV).")
+        list[Path] | None,
+        typer.Option(
+            "--read", help="A sheet that came back, with verdicts (CSV); repeatable, one a reviewer."
+        ),
+    ] = None,
+    settled: Annotated[
+        Path | None,
+        typer.Option("--settled", help="With --read: a sheet whose verdicts stand above all others."),
+    ] = None,
+    disputes: Annotated[
+        Path | None,
+        typer.Option(
+            "--disputes",
+            help="With --read: the sheet of what reviewers disagree on; default: OUT.disputes.csv.",
+        ),
     ] = None,
     rows: Annotated[int, typer.Option(help="Negatives drawn for the sheet.")] = 50,
     seed: Seed = 13,
@@ -119,23 +137,31 @@ def review(
 ) -> None:
     """Let a domain expert check negatives.
 
-    Writes a sheet (page and CSV), or reads one back and applies its verdicts.
+    Writes a sheet (page and CSV), or reads sheets back and applies their verdicts. What several reviewers disagree
+    on is not applied; it goes to a sheet of its own.
     """
     from medley.claim import claimed
-    from medley.pairs import read_pairs, write_pairs
-    from medley.review.decisions import apply_verdicts
+    from medley.pairs import read_pairs
     from medley.review.sheet import draw_items
-    from medley.review.table import read_sheet, write_sheet
+    from medley.review.table import write_sheet
 
     given = read_pairs(pairs)
-    if read is not None:
+    if read or settled is not None:
         if csv is not None:
             raise InputError("--csv writes a sheet and --read takes one back; give one of the two.")
-        with claimed(out, force=force, inputs=(pairs, read)):
-            reviewed = apply_verdicts(given, read_sheet(read))
-            write_pairs(out, reviewed.pairs, force=force)
-        print(json.dumps(reviewed.counts))
+        if disputes is None:
+            disputes = out.with_name(f"{out.name}.disputes.csv")
+            if settled is not None and disputes.absolute() == settled.absolute():
+                disputes = out.with_name(f"{out.name}.disputes-left.csv")
+        inputs = (pairs, *(read or ()), settled)
+        with claimed(out, force=force, inputs=inputs), claimed(disputes, force=force, inputs=inputs):
+            counts = _apply_sheets(given, read or (), settled, out, disputes, force=force)
+        print(json.dumps(counts))
         return
+    if disputes is not None:
+        raise InputError(
+            "--disputes: names the sheet of what reviewers disagree on; give their sheets with --read."
+        )
     from medley.files import write_text
     from medley.review.page import render_sheet
 
@@ -149,3 +175,40 @@ def review(
         if csv is not None:
             write_sheet(csv, items, force=force)
     print(json.dumps({"rows": len(items), "page": str(out), "table": None if csv is None else str(csv)}))
+
+
+def _apply_sheets(
+    pairs: Sequence[TrainingPair],
+    sheets: Sequence[Path],
+    settled: Path | None,
+    out: Path,
+    disputes: Path,
+    *,
+    force: bool,
+) -> dict[str, Any]:
+    """Write the pairs after the verdicts of all sheets, and the sheet of disputes if there are any; give the counts."""
+    from medley.pairs import write_pairs
+    from medley.progress import say
+    from medley.review.agreement import combine
+    from medley.review.decisions import apply_verdicts
+    from medley.review.sheet import find_item
+    from medley.review.table import read_sheet, write_sheet
+
+    names = {path: path.stem for path in sheets}
+    if len(set(names.values())) < len(sheets):
+        names = {path: str(path) for path in sheets}
+    combined = combine(
+        [read_sheet(path, name) for path, name in names.items()],
+        read_sheet(settled, settled.stem) if settled else (),
+    )
+    items = [find_item(pairs, item_id, own[0].where) for item_id, own in combined.disputed.items()]
+    reviewed = apply_verdicts(pairs, combined.decisions)
+    write_pairs(out, reviewed.pairs, force=force)
+    counts = reviewed.counts | combined.counts
+    if not items:
+        return counts
+    write_sheet(disputes, items, said=combined.disputed, force=force)
+    say(
+        f"reviewers disagree on {len(items):,} items, which stay as they are: decide in {disputes}, then --settled."
+    )
+    return counts | {"disputes": str(disputes)}

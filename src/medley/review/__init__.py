@@ -1,4 +1,5 @@
 """The review sheet: a sample of negatives that a domain expert accepts or flips, and what comes of it.
 
-pairs -> sheet (a seeded sample of items) -> page (HTML) and table (CSV) -> an expert -> table (read back) -> decisions.
+pairs -> sheet (a seeded sample of items) -> page (HTML) and table (CSV) -> experts -> tables (read back) -> agreement
+(what nobody disputes) -> decisions.
 """

@@ -122,8 +122,14 @@ def _restored(pair: TrainingPair, items: Sequence[Item]) -> TrainingPair:
     return replace(pair, negatives=negatives, provenance=provenance)
 
 
-def _record(item: Item, decision: Decision) -> dict[str, str]:
-    entry = {"verdict": decision.verdict, "text": item.text, "origin": item.kind, "note": decision.note}
+def _record(item: Item, decision: Decision) -> dict[str, Any]:
+    entry = {
+        "verdict": decision.verdict,
+        "text": item.text,
+        "origin": item.kind,
+        "note": decision.note,
+        "reviewers": dict(decision.said),
+    }
     return {key: value for key, value in entry.items() if value}
 
 

@@ -51,7 +51,8 @@ function choose(item, verdict) {
 }
 
 // the same as `safe` in table.py: no spreadsheet may take a text for a formula
-const safe = (text) => (/^[=+\-@\t\r\n＝＋－＠']/.test(text) ? "'" + text : text);
+const formula = /^(?=[\t\r\n])|(^|[;\t\r\n])(?=[^\S\t\r\n]*[=+\-@＝＋－＠'])/g;
+const safe = (text) => text.replace(formula, (found) => found + "'");
 const quoted = (text) => (/[",\r\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text);
 
 function table() {

@@ -118,5 +118,5 @@ def find_item(pairs: Sequence[TrainingPair], item_id: str, where: str) -> Item:
                 return item
     raise PairsError(
         f"{where}: {item_id} is in no row of the pairs; the sheet was made from another file, or that file has "
-        "changed since: give the very file that the sheet was made from."
+        "changed since: give the very file that the sheet was made from (several sheets of it are read at once)."
     )

@@ -1,7 +1,8 @@
 """The review sheet as CSV: written so that a spreadsheet shows it safely, read back whatever the spreadsheet did to it.
 
 Written: UTF-8 with a byte-order mark (or Excel takes it for another encoding), commas, CRLF, every text that a
-spreadsheet would take for a formula behind an apostrophe. Read: by column names in any order, with further columns,
+spreadsheet would take for a formula behind an apostrophe, also after a semicolon, a tab or a line break: there a cell
+begins for a spreadsheet whose separator is another. Read: by column names in any order, with further columns,
 separated by comma, semicolon or tab, as UTF-8, UTF-16 or Windows-1252, with quoted line breaks and empty lines.
 """
 
@@ -9,8 +10,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medley.errors import PairsError
@@ -31,6 +33,8 @@ COLUMNS = (
     "source",
     "instruction",
 )
+SAID = "reviewers"
+"""The column of a sheet of disputes that holds what each reviewer said."""
 WORDS = {
     "keep": "keep", "negative": "keep",
     "drop": "drop", "remove": "drop",
@@ -40,28 +44,36 @@ WORDS = {
 """What an expert may write into `verdict`, and what it means; empty: not decided."""
 LONGEST_CELL = 30_000
 """Excel cuts a cell at 32,767 characters and pushes the rest into the next rows."""
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "'")
+_SIGNS = "=+\\-@＝＋－＠'"
+_FORMULA = rf"(?=[^\S\t\r\n]*[{_SIGNS}])"
+_UNSAFE = re.compile(rf"(\A(?=[\t\r\n])|(?:\A|[;\t\r\n]){_FORMULA})")
+_SAFE = re.compile(rf"(\A|[;\t\r\n])'(?:(?<=\A')(?=[\t\r\n])|{_FORMULA})")
 _BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What an expert decided about the item `id`; `where` is file:line."""
+    """What an expert decided about the item `id`; `where` is file:line.
+
+    `said` has the verdicts of several reviewers by name, where they were joined.
+    """
 
     id: str
     verdict: str
     note: str
     where: str
+    reviewer: str = ""
+    said: Mapping[str, str] = field(default_factory=dict)
 
 
 def safe(text: str) -> str:
-    """A text that no spreadsheet takes for a formula: an apostrophe goes before a sign that would begin one."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    """A text that no spreadsheet takes for a formula: an apostrophe goes before what would begin one, blanks aside."""
+    return _UNSAFE.sub(r"\1'", text)
 
 
 def unsafe(text: str) -> str:
     """The text that `safe` was given."""
-    return text[1:] if text[:1] == "'" and text[1:].startswith(_FORMULA) else text
+    return _SAFE.sub(r"\1", text)
 
 
 def cells_of(item: Item) -> dict[str, str]:
@@ -86,25 +98,43 @@ def _short(text: str) -> str:
     return text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 1] + "…"
 
 
-def write_sheet(path: Path, items: Sequence[Item], *, force: bool = True) -> None:
-    """Write the sheet as a table, one line and an empty verdict for each item; without `force` never over a file."""
+def write_sheet(
+    path: Path,
+    items: Sequence[Item],
+    *,
+    said: Mapping[str, Sequence[Decision]] | None = None,
+    force: bool = True,
+) -> None:
+    """Write the sheet as a table, one line and an empty verdict for each item; without `force` never over a file.
+
+    `said` has, by item id, what reviewers decided: it goes into a further column.
+    """
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, lineterminator="\r\n")
-    writer.writerow(COLUMNS)
+    writer.writerow([*COLUMNS, SAID] if said is not None else COLUMNS)
     for item in items:
         cells = cells_of(item)
-        writer.writerow([cells["score"] if name == "score" else safe(cells[name]) for name in COLUMNS])
+        row = [cells["score"] if name == "score" else safe(cells[name]) for name in COLUMNS]
+        writer.writerow(row if said is None else [*row, safe(_opinions(said[item.id]))])
     write_text(path, "\ufeff" + stream.getvalue(), force=force)
 
 
-def read_sheet(path: Path) -> list[Decision]:
+def _opinions(decisions: Sequence[Decision]) -> str:
+    return "; ".join(
+        f"{one.reviewer}: {one.verdict or 'undecided'}{f' ({one.note})' if one.note else ''}"
+        for one in decisions
+    )
+
+
+def read_sheet(path: Path, reviewer: str = "") -> list[Decision]:
     """The decisions of a sheet that came back; lines without a verdict and without a note are left out.
 
-    Raises PairsError with file:line for a file that is no such sheet, an unknown verdict, or two verdicts on one item.
+    A column `reviewer` says who decided where several did; what it leaves open is `reviewer`'s. Raises PairsError with
+    file:line for a file that is no such sheet, an unknown verdict, or two verdicts of one reviewer on one item.
     """
     if not path.is_file():
         raise PairsError(f"{path}: no such file; check the path of the sheet.")
-    decided: dict[str, Decision] = {}
+    decided: dict[tuple[str, str], Decision] = {}
     for where, cells in _records(_decoded(path), path):
         item_id, said = cells["id"].strip(), " ".join(cells["verdict"].replace("_", " ").lower().split())
         note = unsafe(cells.get("note", "")).strip()
@@ -117,12 +147,18 @@ def read_sheet(path: Path) -> list[Decision]:
             )
         if not item_id or not (said or note):
             continue
-        decision = Decision(item_id, WORDS.get(said, ""), note, where)
-        earlier = decided.setdefault(item_id, decision)
+        who = unsafe(cells.get("reviewer", "")).strip() or reviewer
+        decision = Decision(item_id, WORDS.get(said, ""), note, where, who)
+        earlier = decided.setdefault((item_id, who), decision)
         if earlier.verdict != decision.verdict:
             raise PairsError(
                 f"{where}: {item_id} is {decision.verdict or 'undecided'!r} here and "
-                f"{earlier.verdict or 'undecided'!r} at {earlier.where}; keep one of the two lines."
+                f"{earlier.verdict or 'undecided'!r} at {earlier.where}; keep one of the two lines or, if two people "
+                "decided, name them in a column `reviewer`."
+            )
+        if decision.note not in earlier.note:
+            decided[item_id, who] = replace(
+                earlier, note="; ".join(filter(None, (earlier.note, decision.note)))
             )
     return list(decided.values())
 
