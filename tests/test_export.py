@@ -51,6 +51,21 @@ def changed(file, **change):
     return parse_merge_file(file.model_dump(by_alias=True, exclude_none=True) | change, "MERGE.yaml")
 
 
+def test_the_probe_s_texts_lie_in_the_folder_that_is_being_written(merge_file, tmp_path, monkeypatch):
+    from medley.merge import export as exporting
+
+    places, real = [], exporting.subprocess.run
+
+    def run(*arguments, cwd, **more):
+        places.append(Path(cwd))
+        return real(*arguments, cwd=cwd, **more)
+
+    monkeypatch.setattr(exporting.subprocess, "run", run)
+    merge_model(merge_file, tmp_path / "model", probe=PROBE)
+    assert [place.parent.name.partition("-")[0] for place in places] == [".model.writing"], "swept after a kill"
+    assert not [path for path in (tmp_path / "model").iterdir() if path.name.startswith(".gate")]
+
+
 def test_a_merged_model_opens_in_plain_sentence_transformers_as_scored(merge_file, tmp_path):
     report = merge_model(merge_file, tmp_path / "out" / "model", probe=PROBE, details={"seed": 13})
     assert report is not None

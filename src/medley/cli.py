@@ -171,7 +171,7 @@ def run(
 
 @app.command()
 def status(folder: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False) -> None:
-    """Say which steps of a run are done or stale, and why."""
+    """Say which steps of a run are done, stale or to do, and why."""
     from medley.pipeline.start import status as run_status
 
     if not (folder / "recipe.yaml").is_file():
