@@ -62,7 +62,9 @@ def test_the_probe_s_texts_lie_in_the_folder_that_is_being_written(merge_file, t
 
     monkeypatch.setattr(exporting.subprocess, "run", run)
     merge_model(merge_file, tmp_path / "model", probe=PROBE)
-    assert [place.parent.name.partition("-")[0] for place in places] == [".model.writing"], "swept after a kill"
+    assert [place.parent.name.partition("-")[0] for place in places] == [".model.writing"], (
+        "swept after a kill"
+    )
     assert not [path for path in (tmp_path / "model").iterdir() if path.name.startswith(".gate")]
 
 

@@ -26,7 +26,7 @@ from medley.pipeline.publish import (
 from medley.progress import say
 from medley.recipe import Recipe, load_recipe
 from medley.reuse import check_runs, found_elsewhere, take
-from medley.run import Step, check_folder, execute, stages_until, states, working_on
+from medley.run import Step, StepState, check_folder, execute, stages_until, states, working_on
 
 TRAIN = "train"
 """The stage whose steps need not one another, and that several devices share."""
@@ -99,7 +99,10 @@ def plan(recipe: Recipe, folder: Path, *, reuse: Sequence[Path] = ()) -> list[di
     """
     check_runs(reuse)
     check_folder(folder, recipe.name)
-    found = states(folder, plan_steps(recipe, folder))
+    return _rows(states(folder, plan_steps(recipe, folder)), reuse)
+
+
+def _rows(found: Sequence[StepState], reuse: Sequence[Path]) -> list[dict[str, Any]]:
     elsewhere = found_elsewhere(found, reuse)
     return [
         {"step": s.step.id, "state": "reused", "why": f"from {elsewhere[s.step.id]}"}
@@ -116,11 +119,12 @@ def status(folder: Path) -> list[dict[str, Any]]:
     """
     path = recipe_in(folder)
     recipe = load_recipe(path)
-    rows = plan(recipe, folder)
+    steps = plan_steps(recipe, folder)
+    rows = _rows(states(folder, steps), ())
     if path.name == UNFINISHED:
         wrong = [f"they are of {RECIPE}; {UNFINISHED} was run later and not to its end"]
     elif all(row["state"] == "done" for row in rows):
-        wrong = not_as_made(recipe, folder, plan_steps(recipe, folder))
+        wrong = not_as_made(recipe, folder, steps)
     else:
         wrong = []
     return [*rows, *({"step": "model, results, report", "state": "stale", "why": why} for why in wrong[:3])]
