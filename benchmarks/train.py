@@ -176,7 +176,7 @@ def useful_tokens(retriever: Retriever, pairs: list[TrainingPair]) -> int:
     """Tokens of the rows, prompts included."""
     texts = [retriever.query_prompt() + pair.query for pair in pairs]
     texts += [retriever.document_prompt + text for pair in pairs for text in (pair.positive, *pair.negatives)]
-    return sum(map(len, token_ids(retriever, texts)))
+    return sum(map(len, token_ids(retriever, texts)[0]))
 
 
 def compare(arguments: argparse.Namespace) -> None:

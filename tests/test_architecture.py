@@ -22,7 +22,8 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "bundled" not in path
 LAYERS = (
     {"errors"},
     {"files", "text_file", "yaml_file", "csv_file", "fingerprint", "progress", "markdown", "overlap", "words", "template", "collections", "documents",
-     "qrels", "mteb_tasks", "pair_files", "pairs", "leaks", "origins", "positives", "prompt_file", "hub", "model_name", "statistics", "finite"},
+     "qrels", "mteb_tasks", "pair_files", "pairs", "leaks", "origins", "positives", "prompt_file", "hub", "model_name", "statistics", "finite",
+     "noticed"},
     {"artefact", "run", "reuse", "claim"},
     {"llm", "batches", "encoder", "search", "backbone", "lowrank", "expert", "prefix"},
     {"mine", "synthesize", "guard", "review", "prompts", "train", "merge", "evaluate", "report"},

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medley.encoder import RetrieverSettings, build_retriever, padded, token_ids
+from medley.batches import padded
+from medley.encoder import RetrieverSettings, build_retriever, token_ids
 from medley.errors import ModelError
 from medley.pairs import TrainingPair
 from medley.train.batches import Keys, keys_of
@@ -281,7 +282,7 @@ def test_tokens_are_those_of_the_encoder(tiny_model_folder):
     model = retriever(tiny_model_folder, max_length=16)
     texts = ["Find\nQuery: the fox", "a much longer text " * 9]
     expected = model.model.preprocess(texts)
-    ids = token_ids(model, texts)
+    ids, _ = token_ids(model, texts)
     import torch
 
     inputs = padded(torch.tensor([token for row in ids for token in row]), [len(row) for row in ids], 0)

@@ -48,7 +48,7 @@ settings = TrainSettings(lora=LoraSettings(rank=4, alpha=8), learning_rate=1e-2,
                          mini_batch_size=2, checkpoint_minutes=0.0,
                          early_stopping=EarlyStopping(every_steps=1, patience=9, scales=(0.5,)))
 def score(retriever):
-    vectors = encode_in_batches(retriever.model, ["fox 1", "the fox number 1 jumps", "the dog"], 100)
+    vectors, _ = encode_in_batches(retriever.model, ["fox 1", "the fox number 1 jumps", "the dog"], 100)
     return {"dev": float(vectors[0] @ vectors[1] - vectors[0] @ vectors[2])}
 report = train(retriever, pairs, settings, seed=3, score=score, checkpoints=folder / "checkpoints")
 weights = trainable_weights(retriever)

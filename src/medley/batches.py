@@ -50,8 +50,12 @@ def takes_tokens(model: SentenceTransformer) -> bool:
     )
 
 
-def encode_in_batches(model: SentenceTransformer, texts: Sequence[str], max_tokens: int) -> torch.Tensor:
-    """Vectors (N, H) of texts, in the model's own dtype and on its device; for a model that `takes_tokens`.
+def encode_in_batches(
+    model: SentenceTransformer, texts: Sequence[str], max_tokens: int
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Vectors (N, H) of texts, in the model's own dtype and on its device; and which texts (N,) were cut.
+
+    For a model that `takes_tokens`.
 
     `max_tokens` bounds a batch, padding counted. Where an accelerator's memory does not hold a batch it is halved.
     Raises ModelError when the memory does not hold a single text.
@@ -71,7 +75,22 @@ def encode_in_batches(model: SentenceTransformer, texts: Sequence[str], max_toke
     back = np.empty(len(places), dtype=np.int64)
     back[np.concatenate(order)] = np.arange(len(places))
     vectors = torch.cat(parts)
-    return vectors[torch.from_numpy(back[inverse]).to(vectors.device)]
+    cut = were_cut(tokens, model.max_seq_length)
+    return vectors[torch.from_numpy(back[inverse]).to(vectors.device)], cut[inverse]
+
+
+def were_cut(tokens: Any, max_length: int | None) -> np.ndarray:
+    """Which texts (N,) of a tokenizer's answer were longer than `max_length` tokens.
+
+    One of just that length is whole if the tokenizer has left nothing over; only these are asked.
+    """
+    full_N = np.array(
+        [max_length is not None and len(ids) >= max_length for ids in tokens["input_ids"]], dtype=bool
+    )
+    if tokens.encodings:  # a tokenizer in Python says nothing of what it cuts
+        for row in np.flatnonzero(full_N).tolist():
+            full_N[row] = bool(tokens.encodings[row].overflowing)
+    return full_N
 
 
 def plan_batches(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
@@ -120,3 +139,14 @@ def _features(model: SentenceTransformer, tokens: Any, batch: np.ndarray) -> dic
     device = model.device
     features = {name: values.to(device, non_blocking=True) for name, values in padded.items()}
     return {**features, "modality": "text"}
+
+
+def padded(ids: torch.Tensor, lengths: Sequence[int], pad_token_id: int) -> dict[str, Any]:
+    """The model's input for texts whose tokens stand one after another in `ids`, padded on the right."""
+    import torch
+
+    width = max(lengths)
+    real_NT = torch.arange(width, device=ids.device) < torch.tensor(lengths, device=ids.device)[:, None]
+    ids_NT = ids.new_full(real_NT.shape, pad_token_id)
+    ids_NT[real_NT] = ids
+    return {"input_ids": ids_NT, "attention_mask": real_NT.to(ids.dtype), "modality": "text"}

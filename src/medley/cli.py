@@ -26,6 +26,7 @@ from medley import (
 )
 from medley.cli_options import Force, Json, Out, Overrides, PairsFile, Seed
 from medley.errors import InputError, MedleyError
+from medley.noticed import noticing
 from medley.progress import printable, say
 from medley.tables import print_results, print_steps
 
@@ -46,7 +47,10 @@ def main() -> None:
     # On a CPU oneDNN keeps code for up to 1,024 shapes of matrices: hundreds of MB where texts have all lengths.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     try:
-        status = app(prog_name="medley", standalone_mode=False)
+        with noticing() as noticed:
+            status = app(prog_name="medley", standalone_mode=False)
+        if os.environ.get("RANK", "0") == "0":  # of a launcher's processes one speaks for all
+            noticed.tell("")
     except MedleyError as problem:
         say(f"medley: {problem}")
         sys.exit(problem.exit_code)

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from medley.batches import encode_in_batches, takes_tokens
+from medley.batches import encode_in_batches, takes_tokens, were_cut
 from medley.collections import Passage
 from medley.errors import ModelError
 from medley.files import explained_write_errors, read_json, write_json, writing
 from medley.fingerprint import fingerprint
 from medley.finite import check_finite, check_vectors
 from medley.model_name import check_decoder, location_of, resolve_base
+from medley.noticed import CUT, LENGTH_UNKNOWN, ZERO, notice
 from medley.template import TEMPLATES, Template
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 DESCRIPTION = "medley.json"
 """The file in a model or expert folder that keeps what sentence-transformers has no place for."""
 FORMAT = 1
+KINDS = {"query": "queries", "document": "passages"}
 TEXTS_AT_ONCE = 256
 """Texts tokenized in one call: offsets, words and what was cut off take some 100 bytes a token."""
 TOKENS_A_TEXT, TOKENS_A_TEXT_CPU = 256, 32
@@ -322,24 +324,31 @@ def _encode(
         return np.zeros((0, model.get_embedding_dimension() or 0), dtype=np.float32)
     if takes_tokens(model):
         per_text = TOKENS_A_TEXT_CPU if model.device.type == "cpu" else TOKENS_A_TEXT
-        vectors = encode_in_batches(model, [prompt + text for text in texts], batch_size * per_text)
+        vectors, cut_N = encode_in_batches(model, [prompt + text for text in texts], batch_size * per_text)
+        flags_N = CUT * cut_N.astype(np.uint8)
         vectors = vectors[:, : model.truncate_dim].float()
     else:
         encode = model.encode_query if task == "query" else model.encode_document
         vectors = encode(
             list(texts), prompt=prompt, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False
         ).float()
+        flags_N = np.full(len(texts), LENGTH_UNKNOWN, np.uint8)
     if _normalizes(model):
         # the model normalises in its own dtype; in bfloat16 lengths are off by up to half a percent
         vectors = torch.nn.functional.normalize(vectors, dim=-1)
     vectors_NH = vectors.cpu().numpy()
-    check_vectors(vectors_NH, texts)
+    flags_N |= ZERO * check_vectors(vectors_NH, texts).astype(np.uint8)
+    notice(KINDS[task], flags_N, max_tokens=model.max_seq_length)
     return vectors_NH
 
 
-def token_ids(retriever: Retriever, texts: Sequence[str]) -> list[list[int]]:
-    """The tokens that the model reads for texts which carry their prompts already, cut to its length, unpadded."""
+def token_ids(retriever: Retriever, texts: Sequence[str]) -> tuple[list[list[int]], np.ndarray]:
+    """The tokens that the model reads for texts which carry their prompts already, cut to its length, unpadded.
+
+    And which texts (N,) were cut.
+    """
     ids: list[list[int]] = []
+    cut = [np.zeros(0, dtype=bool)]
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         encoded = retriever.model.tokenizer(
             list(texts[start : start + TEXTS_AT_ONCE]),
@@ -348,18 +357,8 @@ def token_ids(retriever: Retriever, texts: Sequence[str]) -> list[list[int]]:
             return_attention_mask=False,
         )
         ids += encoded["input_ids"]
-    return ids
-
-
-def padded(ids: torch.Tensor, lengths: Sequence[int], pad_token_id: int) -> dict[str, Any]:
-    """The model's input for texts whose tokens stand one after another in `ids`, padded on the right."""
-    import torch
-
-    width = max(lengths)
-    real_NT = torch.arange(width, device=ids.device) < torch.tensor(lengths, device=ids.device)[:, None]
-    ids_NT = ids.new_full(real_NT.shape, pad_token_id)
-    ids_NT[real_NT] = ids
-    return {"input_ids": ids_NT, "attention_mask": real_NT.to(ids.dtype), "modality": "text"}
+        cut.append(were_cut(encoded, retriever.model.max_seq_length))
+    return ids, np.concatenate(cut)
 
 
 def _normalizes(model: SentenceTransformer) -> bool:

@@ -51,13 +51,13 @@ def not_finite_in_words(name: str, tensor: torch.Tensor) -> str:
     return f"tensor {name} has NaN or infinity in {count:,} of its {tensor.numel():,} numbers ({dtype}); {remedy}"
 
 
-def check_vectors(vectors_NH: np.ndarray, texts: Sequence[str]) -> None:
-    """Refuse vectors that are not finite. Raises VectorError with the first of their texts."""
+def check_vectors(vectors_NH: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """Which vectors (N,) are zero. Raises VectorError with the first text whose vector is not finite."""
     import numpy as np
 
     squares_N = np.einsum("nh,nh->n", vectors_NH, vectors_NH)  # one pass, and no mask as large as the vectors
     if np.isfinite(squares_N).all():
-        return
+        return squares_N == 0
     wrong = np.flatnonzero(~np.isfinite(squares_N))
     raise VectorError(
         f"the model gives vectors that are not finite numbers to {len(wrong):,} of {len(texts):,} texts, the first "

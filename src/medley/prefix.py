@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medley.backbone import backbone
+from medley.batches import were_cut
 from medley.encoder import Retriever
 from medley.errors import ModelError
+from medley.noticed import CUT, notice
 from medley.progress import progress
 
 if TYPE_CHECKING:
@@ -117,7 +119,10 @@ def _rows(retriever: Retriever, queries: Sequence[str], instructions: Sequence[s
     for candidate, instruction in enumerate(instructions):
         prompt = retriever.query_prompt(instruction)
         texts = [prompt + query for query in queries]
-        token_ids = tokenizer(texts, truncation=True, max_length=retriever.model.max_seq_length)["input_ids"]
+        length = retriever.model.max_seq_length
+        tokens = tokenizer(texts, truncation=True, max_length=length)
+        token_ids = tokens["input_ids"]
+        notice("queries", CUT * were_cut(tokens, length).astype(np.uint8), max_tokens=length)
         shared = _common(token_ids) if share else 0
         rows += [_Row(candidate, query, tuple(ids), shared) for query, ids in enumerate(token_ids)]
     return sorted(rows, key=lambda row: (row.shared, row.length))

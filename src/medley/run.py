@@ -33,6 +33,7 @@ from medley.artefact import (
 from medley.errors import OutputError, RecipeError
 from medley.files import explained_write_errors, held, remove, write_json, writing
 from medley.fingerprint import fingerprint
+from medley.noticed import noticing
 from medley.progress import say
 
 FORMAT = 2
@@ -224,7 +225,11 @@ def make(folder: Path, step: Step, keys: Mapping[str, str]) -> Artefact:
     started = time.monotonic()
     with writing(folder / STAGES / step.id, own=True) as temporary:
         temporary.mkdir(parents=True)
-        summary = step.build(temporary, needs)
+        with noticing() as noticed:
+            summary = dict(step.build(temporary, needs))
+        noticed.tell(step.id)
+        if counts := noticed.as_json():
+            summary["cut"] = counts
         artefact = Artefact(
             id=step.id,
             key=keys[step.id],
@@ -235,7 +240,7 @@ def make(folder: Path, step: Step, keys: Mapping[str, str]) -> Artefact:
             machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
             seconds=round(time.monotonic() - started, 3),
             finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            summary=dict(summary),
+            summary=summary,
         )
         write_json(temporary / ARTEFACT, artefact.model_dump(mode="json"))
         keep_edited_artefact(folder, step.id)

@@ -20,6 +20,7 @@ from medley.evaluate.scores import DEPTH, score_rankings
 from medley.fingerprint import fingerprint
 from medley.leaks.chosen import ChosenOn, read_chosen
 from medley.model_name import check_decoder, model_identity, resolve_base
+from medley.noticed import hand_on, noticing
 from medley.progress import say
 from medley.search import Embedder, Rankings, embedder_of, fuse, rank_with_embedder
 from medley.search.embedder import passage_vectors
@@ -198,7 +199,9 @@ def evaluate_rows(
     options: Options,
     lexical: Callable[[], Rankings],
 ) -> dict[Row, dict[str, Any]]:
-    """A task of results.json for each row of one system: scores, and what was encoded. Texts are encoded once.
+    """A task of results.json for each row of one system: scores, what was encoded, and how much of it was cut.
+
+    Texts are encoded once.
 
     `lexical` gives BM25's rankings of the collection.
     """
@@ -208,21 +211,26 @@ def evaluate_rows(
     texts = encoded(system.embedder, collection, instruction)
     found = {}
     try:
-        vectors_DH = passage_vectors(system.embedder, collection, options.store)
+        with noticing() as noticed:
+            vectors_DH = passage_vectors(system.embedder, collection, options.store)
         for row in rows:
-            rankings: Rankings = rank_with_embedder(
-                system.embedder, collection, DEPTH, instruction=instruction, vectors_DH=vectors_DH,
-                compression=row.compression, store=options.store,
-            )  # fmt: skip
+            with noticing() as of_queries:
+                rankings: Rankings = rank_with_embedder(
+                    system.embedder, collection, DEPTH, instruction=instruction, vectors_DH=vectors_DH,
+                    compression=row.compression, store=options.store,
+                )  # fmt: skip
             if row.fused:
                 rankings = fuse([rankings, lexical()], DEPTH)
             scored = score_rankings(collection, rankings).as_json()
-            found[row] = {**scored, "dimension": vectors_DH.shape[1], "encoded": texts}
+            found[row] = {**scored, "dimension": vectors_DH.shape[1], "encoded": texts,
+                          "cut": of_queries.as_json() | noticed.as_json()}  # fmt: skip
     except RefusedTextError as problem:
         name = _name_of(problem.text, collection, texts["query_prompt"], texts["document_prompt"])
         raise EndpointError(
             f"{problem}; it is {name}: shorten it, or look at what the server allows (its longest text, its fields)."
         ) from problem
+    hand_on(noticed, collection.name)
+    hand_on(of_queries, collection.name)
     return found
 
 

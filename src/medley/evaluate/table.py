@@ -30,6 +30,7 @@ from medley.evaluate.systems import (
 from medley.files import read_json, write_json
 from medley.fingerprint import fingerprint
 from medley.leaks.chosen import KEY, ChosenOn, queries_chosen_on, warning
+from medley.noticed import Count, count_as
 from medley.progress import say
 from medley.search import Rankings, rank_with_bm25
 from medley.search.compressed import bytes_a_passage
@@ -67,6 +68,9 @@ def evaluate_table(
                 for row in own
             }  # fmt: skip
             found = {row: kept for row, key in keys.items() if (kept := _kept(options.store, key))}
+            for kept in found.values():
+                for kind, count in kept["task"].get("cut", {}).items():
+                    count_as(f"{kind} of {collection.name}", Count(count["texts"], count["cut"]))
             todo = [row for row in own if row not in found]
             if todo:
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from medley.collections import Collection, Judgements, Passage
 from medley.encoder import Retriever, encode_passages, encode_queries
-from medley.errors import ModelError
 from medley.fingerprint import fingerprint
+from medley.noticed import hand_on, noticing
 from medley.progress import say
 from medley.search import Ranking, rank_with_bm25, similarity_of
 
@@ -143,12 +143,10 @@ def _fill(
 
 def embed_pool(retriever: Retriever, pool: DevPool) -> PoolVectors:
     """Encode a pool's queries and passages, normalised where the retriever ranks by cosine."""
-    queries_QH = encode_queries(retriever, pool.queries, instruction=pool.instruction)
-    passages_DH = encode_passages(retriever, pool.passages)
-    if not (np.isfinite(queries_QH).all() and np.isfinite(passages_DH).all()):
-        raise ModelError(
-            f"{pool.name}: the merged model gives vectors that are not finite; leave that candidate out."
-        )
+    with noticing() as noticed:
+        queries_QH = encode_queries(retriever, pool.queries, instruction=pool.instruction)
+        passages_DH = encode_passages(retriever, pool.passages)
+    hand_on(noticed, pool.name)  # a candidate after another encodes the same texts
     if similarity_of(retriever) == "cosine":
         return PoolVectors(unit(queries_QH), unit(passages_DH))
     return PoolVectors(queries_QH, passages_DH)

@@ -155,6 +155,17 @@ def ledger_values(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
+def cut_values(run: Run) -> list[tuple[str, str, int, int]]:
+    """Where texts were longer than the model reads: the step, whose texts, how many were cut, of how many."""
+    return [
+        (f"{stage}/{name}", kind, int(counts["cut"]), int(counts["texts"]))
+        for stage, artefacts in run.manifest.stages.items()
+        for name, artefact in artefacts.items()
+        for kind, counts in artefact.summary.get("cut", {}).items()
+        if counts["cut"]
+    ]
+
+
 def stage_values(run: Run) -> dict[str, Any] | None:
     """Time by stage, and every artefact with its fingerprint."""
     stages = [

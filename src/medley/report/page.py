@@ -83,6 +83,7 @@ def page_values(run: Run, others: Sequence[Run] = ()) -> dict[str, Any]:
         "trainings": making.training_values(run),
         "data": making.data_values(run),
         "leaks": making.leak_values(run),
+        "cut": making.cut_values(run),
         "stages": making.stage_values(run),
     }
 

@@ -78,7 +78,7 @@ def query_vectors(
     stored = stored_vectors(
         store / embedder.identity(), f"query\0{embedder.query_prompt(instruction)}", texts,
         lambda chunks: (embedder.encode_queries(chunk, instruction) for chunk in chunks),
-        label=f"queries of {collection.name}",
+        label=f"queries of {collection.name}", kind="queries",
     )  # fmt: skip
     return stored[:]
 

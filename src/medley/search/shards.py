@@ -19,6 +19,7 @@ from medley.collections import FolderCorpus, Passage
 from medley.errors import ModelError
 from medley.files import writing
 from medley.fingerprint import fingerprint, fingerprint_texts
+from medley.noticed import LENGTH_UNKNOWN, notice, noticing
 from medley.progress import progress
 
 if TYPE_CHECKING:
@@ -105,6 +106,11 @@ def shard_path(folder: Path, shard: range) -> Path:
     return folder / f"{shard.start:010d}-{shard.stop:010d}.npy"
 
 
+def _noticed_path(folder: Path, shard: range) -> Path:
+    """Where what was noticed of these rows' texts is: flags (S,) of noticed.py."""
+    return folder / f"noticed-{shard_path(folder, shard).name}"
+
+
 def encode_corpus(
     retriever: Retriever,
     corpus: Sequence[Passage],
@@ -130,8 +136,19 @@ def encode_corpus(
     missing = [shard for shard in shards if not shard_path(folder, shard).is_file()]
     with progress(f"encoding {label}", sum(map(len, missing))) as advance:
         for shard in missing:
-            with writing(shard_path(folder, shard)) as temporary, temporary.open("wb") as stream:
-                np.save(stream, _encode(retriever, corpus, shard, advance))
+            with noticing() as noticed:
+                vectors_SH = _encode(retriever, corpus, shard, advance)
+            # the vectors come last: where they are, what was noticed is there too
+            for path, values in (
+                (_noticed_path(folder, shard), noticed.flags("passages")),
+                (shard_path(folder, shard), vectors_SH),
+            ):
+                with writing(path) as temporary, temporary.open("wb") as stream:
+                    np.save(stream, values)
+    for shard in shards:  # also of shards that a killed call left
+        path = _noticed_path(folder, shard)
+        flags = np.load(path) if path.is_file() else np.full(len(shard), LENGTH_UNKNOWN, np.uint8)
+        notice("passages", flags, max_tokens=retriever.model.max_seq_length)
     return Shards(folder, (len(corpus), _dimension(retriever)), shard_rows)
 
 

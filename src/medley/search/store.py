@@ -19,6 +19,7 @@ import numpy as np
 from medley.errors import ModelError
 from medley.files import writing
 from medley.fingerprint import fingerprint_texts
+from medley.noticed import LENGTH_UNKNOWN, notice, noticing
 from medley.progress import progress
 from medley.search.shards import open_array, open_vectors
 
@@ -69,17 +70,25 @@ class StoredVectors:
 
 
 def stored_vectors(
-    folder: Path, context: str, texts: Sequence[str], encode: EncodeChunks, *, label: str = "texts"
+    folder: Path,
+    context: str,
+    texts: Sequence[str],
+    encode: EncodeChunks,
+    *,
+    label: str = "texts",
+    kind: str = "passages",
 ) -> StoredVectors:
     """Vectors of texts, those that `folder` does not hold yet encoded and written there first.
 
     `folder` belongs to one model; `context` is what else decides a vector beside the text (role and prompt). A text
-    that comes twice is encoded once. `texts` may read from disk: it is gone through once, and missing ones again.
+    that comes twice is encoded once. What was noticed of a text (noticed.py, under `kind`) is kept with its vector, so
+    it counts whenever the vector is read. `texts` may read from disk: it is gone through once, and missing ones again.
     """
     wanted = np.concatenate(
         [np.zeros(0, KEY), *(_keys(context, texts[i : i + CHUNK]) for i in range(0, len(texts), CHUNK))]
     )
     segments, starts, known = _known(folder)
+    limits: set[int] = set()
     new = np.setdiff1d(wanted, known)
     if len(new):
         firsts = np.unique(wanted, return_index=True)
@@ -87,19 +96,30 @@ def stored_vectors(
         chunks = [missing[start : start + CHUNK] for start in range(0, len(missing), CHUNK)]
         waiting: list[np.ndarray] = []
         written = encoded = 0
-        with progress(f"encoding {label}", len(missing)) as advance:
+        with progress(f"encoding {label}", len(missing)) as advance, noticing() as noticed:
             for vectors in encode([texts[int(row)] for row in chunk] for chunk in chunks):
                 waiting.append(np.asarray(vectors, dtype=np.float32))
                 encoded += len(vectors)
                 advance(len(vectors))
                 if encoded - written >= SEGMENT_ROWS or encoded == len(missing):
-                    _write(folder, wanted[missing[written:encoded]], np.concatenate(waiting))
+                    flags = noticed.flags(kind)
+                    if len(flags) != encoded:  # encoded elsewhere
+                        flags = np.full(encoded, LENGTH_UNKNOWN, np.uint8)
+                    _write(
+                        folder,
+                        wanted[missing[written:encoded]],
+                        np.concatenate(waiting),
+                        flags[written:encoded],
+                    )
                     waiting, written = [], encoded
+        limits = noticed.max_tokens
         segments, starts, known = _known(folder)
     order = np.argsort(known, kind="stable")
     rows = order[np.searchsorted(known, wanted, sorter=order)] if len(wanted) else np.zeros(0, np.int64)
     # of what is no table any number: opening it as vectors says so
     dimension = sum(open_array(segments[0], remedy=REMEDY).shape[1:]) if segments else 0
+    flags = np.concatenate([np.zeros(0, np.uint8), *map(_flags, segments, np.diff(starts).tolist())])
+    notice(kind, flags[rows], max_tokens=limits.pop() if len(limits) == 1 else None)
     return StoredVectors(segments, starts, rows, dimension)
 
 
@@ -129,8 +149,15 @@ def _read_keys(path: Path) -> np.ndarray:
     return np.ascontiguousarray(keys).view(KEY).reshape(-1)
 
 
-def _write(folder: Path, keys: np.ndarray, vectors: np.ndarray) -> None:
+def _flags(segment: Path, rows: int) -> np.ndarray:
+    """What was noticed of a segment's texts (rows,); nothing is known of one that another version wrote."""
+    path = segment.with_name(segment.name.replace(".vectors.", ".noticed."))
+    return open_array(path, remedy=REMEDY) if path.is_file() else np.full(rows, LENGTH_UNKNOWN, np.uint8)
+
+
+def _write(folder: Path, keys: np.ndarray, vectors: np.ndarray, flags: np.ndarray) -> None:
     name = fingerprint_texts([keys.tobytes().hex()])
-    for part, values in (("vectors", vectors), ("keys", keys.view(np.uint8).reshape(len(keys), -1))):
+    key_bytes = keys.view(np.uint8).reshape(len(keys), -1)
+    for part, values in (("vectors", vectors), ("noticed", flags), ("keys", key_bytes)):
         with writing(folder / f"{name}.{part}.npy") as temporary, temporary.open("wb") as stream:
             np.save(stream, values)

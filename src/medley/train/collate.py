@@ -12,7 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from medley.encoder import Retriever, token_ids
+from medley.noticed import Count
 from medley.overlap import normal_form, shingles
 from medley.pairs import TrainingPair
 from medley.train.batches import Keys, text_key
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 
+KINDS = ("training queries", "positives", "negatives")
 NEAR_ROWS = 256
 """Positives that are held against all passages at a time."""
 
@@ -42,7 +46,6 @@ class Texts:
 
 def known_positives(keys: Keys) -> Mapping[int, frozenset[int]]:
     """The positives of each query that has more than one, by key."""
-    import numpy as np
 
     order_N = np.argsort(keys.query_N, kind="stable")
     sorted_N = keys.query_N[order_N]
@@ -90,6 +93,9 @@ class Collator:
         self.valid_label_columns: list[str] = []
         self._retriever, self._pairs, self._settings, self._keys = retriever, pairs, settings, keys
         self._known = known_positives(keys)
+        # of each row seen so far how many texts it brings and how many of them are cut: query, positive, negatives
+        self._seen_N3 = np.zeros((len(pairs), 3), dtype=np.uint16)
+        self._cut_N3 = np.zeros((len(pairs), 3), dtype=np.uint16)
         self._rank, self._world = rank, world
 
     def __call__(self, rows: Sequence[Mapping[str, int]]) -> dict[str, torch.Tensor]:
@@ -98,9 +104,25 @@ class Collator:
         pairs = [self._pairs[number] for number in numbers]
         batch = batch_texts(self._retriever, pairs, negatives=self._settings.negatives)
         hidden = self._hidden(batch, numbers)
-        ids = token_ids(self._retriever, batch.texts)
+        ids, cut = token_ids(self._retriever, batch.texts)
+        self._count(batch, numbers, cut)
         features = dealt(batch, ids, hidden, rank=self._rank, world=self._world)
         return {f"text_{name}": tensor for name, tensor in features.items()}
+
+    def _count(self, batch: Texts, numbers: Sequence[int], cut: np.ndarray) -> None:
+        """Note which texts of these rows were cut; the same however often a row comes."""
+        for row, query, positive, negatives in zip(
+            numbers, batch.queries, batch.positives, batch.negatives, strict=True
+        ):
+            places = [[query], [batch.passages[positive]], [batch.passages[column] for column in negatives]]
+            self._seen_N3[row] = [len(own) for own in places]
+            self._cut_N3[row] = [int(cut[own].sum()) for own in places]
+
+    def counts(self) -> dict[str, Count]:
+        """Training texts by kind that came since the start or the last resume, and how many were cut to the model's
+        length; a text counts once for each row that brings it."""
+        seen, cut = self._seen_N3.sum(axis=0).tolist(), self._cut_N3.sum(axis=0).tolist()
+        return {kind: Count(*numbers) for kind, *numbers in zip(KINDS, seen, cut, strict=True) if numbers[0]}
 
     def _hidden(self, batch: Texts, numbers: Sequence[int]) -> list[list[int]]:
         """For each query the passages that are no negatives for it, its positive aside."""
@@ -125,7 +147,6 @@ class Collator:
 
 def near_texts(passages: Sequence[str], positives: Sequence[int], threshold: float) -> list[set[int]]:
     """For each positive the passages whose word shingles have a Jaccard similarity with it of at least `threshold`."""
-    import numpy as np
     from scipy.sparse import csr_array
 
     names: dict[str, int] = {}

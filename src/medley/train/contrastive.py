@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from medley.backbone import backbone
 from medley.encoder import Retriever, encode_passages, whole
 from medley.errors import InputError, PairsError, VectorError
 from medley.finite import is_finite
+from medley.noticed import count_as, noticing
 from medley.pairs import TrainingPair
 from medley.progress import progress, say
 from medley.train.adapter import add_adapter
@@ -52,7 +53,8 @@ class Training:
     """What a training run reports: pairs seen an epoch, steps made, the loss after each step, wall-clock time.
 
     `dev` is the curve on dev, where training watched one. `tokens` counts those computed on since the start or the last
-    resume, each once a step and without padding; `padding` is the share of padding beside them.
+    resume, each once a step and without padding; `padding` is the share of padding beside them; `cut` says by kind how
+    many of the texts since then were longer than the model reads.
     """
 
     pairs: int
@@ -62,6 +64,7 @@ class Training:
     dev: DevCurve | None = None
     tokens: int = 0
     padding: float = 0.0
+    cut: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def train(
@@ -164,7 +167,8 @@ def train(
         ):
             raise diverged(label, "the trained weights are not finite numbers", step=steps, dtype=dtype)
         try:
-            alive = bool(encode_passages(retriever, [pairs[0].positive]).any())
+            with noticing():  # a text that is counted already
+                alive = bool(encode_passages(retriever, [pairs[0].positive]).any())
         except VectorError:
             alive = False
         if not alive:  # infinity inside a normalisation makes zeros
@@ -177,9 +181,19 @@ def train(
         for entry in trainer.state.log_history
         if "loss" in entry and entry["step"] <= last_step
     ]
-    seconds = round(time.monotonic() - started, 3)
+    assert isinstance(batches.collate_fn, Collator)
+    counts = batches.collate_fn.counts()
+    for kind, count in counts.items():
+        count_as(kind, count, max_tokens=model.max_seq_length)
     return Training(
-        len(pairs), last_step, seconds, losses, curve, cache.counts.useful, round(cache.counts.padding, 4)
+        len(pairs),
+        last_step,
+        round(time.monotonic() - started, 3),
+        losses,
+        curve,
+        cache.counts.useful,
+        round(cache.counts.padding, 4),
+        {kind: count.as_json() for kind, count in counts.items()},
     )
 
 

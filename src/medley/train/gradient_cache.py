@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from medley.encoder import padded
+from medley.batches import padded
 from medley.errors import ModelError
 from medley.progress import say
 from medley.train.collate import as_contrast
