@@ -112,7 +112,8 @@ def test_a_condition_without_a_language_model(recipe: Path, tmp_path: Path) -> N
         (["negatives.generated={by: llm}"], r"negatives.generated.by: is llm, and the recipe names none"),
         (["negatives.condition=both"], r"negatives.condition: input should be 'none', 'mined', 'generated', 'mixed' or"),
         (["sources.a={corpus: coll}"], r"sources.a.corpus: queries are written by a language model; name one at `llm`"),
-        (["sources.a={corpus: coll, pairs: p.jsonl}"], r"sources.a: give one of `pairs`, `collection` and `corpus`"),
+        (["sources.a={corpus: coll, collection: coll}"], r"sources.a: give one of `pairs`, `collection` and `corpus`"),
+        (["sources.a={corpus: coll, pairs: p.jsonl, queries: {}}"], r"sources.a: `queries` says how .* without `pairs`"),
         (["sources.a={pairs: p.jsonl, queries: {per_passage: 2}}"], r"sources.a: `queries` says how queries are written"),
     ],
 )  # fmt: skip
@@ -166,3 +167,31 @@ def test_a_source_may_be_a_bare_corpus(recipe: Path, tmp_path: Path, server: Cha
         stream.write(json.dumps({"_id": "new", "title": "", "text": "A new passage about tides."}) + "\n")
     rows = {row["step"]: row for row in medley("status", tmp_path / "run", "--json").json()}
     assert rows["sources/a"]["state"] == "stale" and rows["sources/b"]["state"] == "done"
+
+
+def test_pairs_are_mined_in_the_corpus_beside_them(recipe: Path, tmp_path: Path) -> None:
+    query = "first tablet for high sugar in type 2 diabetes"
+    rows = [{"query": query, "positive": [" ".join(PASSAGES["p3"]), " ".join(PASSAGES["p4"])]}]
+    rows += [{"query": "what wiring is made of", "positive": " ".join(PASSAGES["p7"])}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    corpus = tmp_path / "own.jsonl"
+    hard = "Type 2 diabetes is more frequent in people who are overweight."
+    texts = [*(" ".join(PASSAGES[name]) for name in ("p3", "p4")), hard, "Sugar is made from beet."]
+    corpus.write_text("\n".join(json.dumps({"_id": str(i), "text": text}) for i, text in enumerate(texts)))
+    sets = [
+        "--set", f"sources.a={{pairs: '{tmp_path / 'p.jsonl'}', corpus: '{corpus}'}}",
+        "--set", "negatives.mined={per_query: 3}", "--set", "negatives.condition=mined", "--set", "negatives.generated=null",
+    ]  # fmt: skip
+    run = tmp_path / "run"
+    done = medley("run", recipe, "--out", run, "--until", "mine", *sets)
+    assert done.code == 0, done.err
+    mined = read_pairs(run / "stages/mine/a/pairs.jsonl")
+    assert len(mined) == 3 and "are mined among" not in done.err
+    assert all(set(pair.negatives) == {hard, texts[3]} for pair in mined[:2])
+    with corpus.open("a") as stream:
+        stream.write("\n" + json.dumps({"_id": "new", "text": "Tides."}))
+    rows = {row["step"]: row["state"] for row in medley("status", run, "--json").json()}
+    assert rows["mine/a"] == "stale" and rows["sources/a"] == "done"
+    alone = [word.replace(f", corpus: '{corpus}'", "") for word in sets]
+    done = medley("run", recipe, "--out", tmp_path / "alone", "--until", "mine", *alone)
+    assert "negatives are mined among the 3 positives of the pairs" in done.err

@@ -189,7 +189,7 @@ def mine(
     out: Out,
     retriever: Annotated[str, typer.Option(help="`bm25`, or a model folder or hub id.")] = "bm25",
     corpus: Annotated[
-        str | None, typer.Option(help="A collection; default: the pairs' own positives.")
+        str | None, typer.Option(help="A collection or a corpus.jsonl; default: the pairs' own positives.")
     ] = None,
     depth: Annotated[int, typer.Option(help="Ranks looked at for each query.")] = 100,
     skip_top: Annotated[int, typer.Option(help="Ranks left out at the top.")] = 0,

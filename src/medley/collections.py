@@ -139,10 +139,13 @@ class FolderCorpus(Sequence[Passage]):
 
 
 def load_corpus(spec: str, *, keep_empty: bool = False) -> Sequence[Passage]:
-    """The passages of the collection that a spec names. A folder needs its corpus.jsonl only; a split is ignored.
+    """The passages of the collection that a spec names, or of a corpus.jsonl by its path.
 
-    Raises CollectionError as `load_collection` does.
+    A folder needs its corpus.jsonl only; a split is ignored. Raises CollectionError as `load_collection` does.
     """
+    file = Path(os.path.expandvars(spec)).expanduser()
+    if file.suffix == ".jsonl" or file.is_file():
+        return FolderCorpus(file, keep_empty=keep_empty)
     folder = find_folder(split_spec(spec)[0])
     if folder is not None:
         return FolderCorpus(folder / "corpus.jsonl", keep_empty=keep_empty)

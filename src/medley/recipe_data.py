@@ -55,7 +55,10 @@ def refuse_elsewhere(settings: BaseModel, name: str, homes: Mapping[str, str]) -
 
 
 class Source(BaseModel):
-    """Where training pairs come from: a pairs file, a collection's judgements, or queries written for a corpus."""
+    """Where training pairs come from: a pairs file, a collection's judgements, or queries written for a corpus.
+
+    Beside `pairs` a `corpus` is where their negatives are mined; without it, among their own positives.
+    """
 
     model_config = STRICT
 
@@ -64,7 +67,9 @@ class Source(BaseModel):
     )
     collection: str | None = Field(None, description="a collection folder, task or hub id")
     corpus: str | None = Field(
-        None, description="a collection whose passages get queries, written by the recipe's llm"
+        None,
+        description="a collection or a corpus.jsonl: beside `pairs`, where negatives are mined; alone, its passages "
+        "get queries, written by the recipe's llm",
     )
     queries: QuerySettings | None = Field(
         None, description="with `corpus`: how they are written, and which are kept"
@@ -76,13 +81,21 @@ class Source(BaseModel):
 
     @model_validator(mode="after")
     def _one_of_three(self) -> Source:
-        if [self.pairs, self.collection, self.corpus].count(None) != 2:
-            raise ValueError("give one of `pairs`, `collection` and `corpus`")
-        if self.queries is not None and self.corpus is None:
+        given = {name for name in ("pairs", "collection", "corpus") if getattr(self, name) is not None}
+        if len(given) != 1 and given != {"pairs", "corpus"}:
             raise ValueError(
-                "`queries` says how queries are written for a `corpus`; name one, or take it out"
+                "give one of `pairs`, `collection` and `corpus`; only `pairs` may have a `corpus` beside it"
+            )
+        if self.queries is not None and not self.writes_queries:
+            raise ValueError(
+                "`queries` says how queries are written for a `corpus` without `pairs`; name one, or take it out"
             )
         return self
+
+    @property
+    def writes_queries(self) -> bool:
+        """Whether the recipe's llm writes the queries, for passages of the corpus."""
+        return self.corpus is not None and self.pairs is None
 
     @property
     def written(self) -> QuerySettings:
@@ -196,7 +209,7 @@ def check_writer(sources: Mapping[str, Source], negatives: NegativeSettings, *, 
     if has_llm:
         return
     for name, source in sources.items():
-        if source.corpus is not None:
+        if source.writes_queries:
             raise ValueError(
                 f"sources.{name}.corpus: queries are written by a language model; name one at `llm`"
             )

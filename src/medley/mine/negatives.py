@@ -91,6 +91,10 @@ class MinedStream:
 
     def __iter__(self) -> Iterator[TrainingPair]:
         pool = Pool(self._pairs, self._passages)
+        if self._passages is None:
+            say(
+                f"no corpus is given: negatives are mined among the {pool.candidates:,} positives of the pairs."
+            )
         find = (
             find_by_bm25(pool)
             if self._retriever is None

@@ -31,7 +31,7 @@ def rows_of(source: Source, inputs: Inputs) -> int:
     if source.collection is not None:
         collection = inputs.collection(f"{source.collection}:{source.split}")
         rows = sum(len(collection.positives(query_id)) for query_id in collection.queries)
-    elif source.corpus is not None:
+    elif source.corpus is not None and source.writes_queries:
         passages = len(inputs.corpus(source.corpus))
         rows = min(passages, source.written.passages or passages) * source.written.per_passage
     else:

@@ -49,7 +49,7 @@ def build_source(
     """
     source = recipe.sources[name]
     counts: dict[str, Any] = {}
-    if source.corpus is not None:
+    if source.writes_queries:
         written = write_queries(recipe, inputs, name, out.parents[2] / LLM_CACHE)
         pairs, counts = list(written.pairs), {"counts": dict(written.counts), **_paid(llm=written.ledger)}
         write_json(out / COUNTS, dict(written.counts))
@@ -144,7 +144,7 @@ def _read(source: Source, inputs: Inputs, name: str) -> list[TrainingPair]:
 def build_mined(
     recipe: Recipe, inputs: Inputs, name: str, out: Path, needs: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """Mine hard negatives for a source's pairs, from its collection's corpus or from its own positives."""
+    """Mine hard negatives for a source's pairs, from its corpus or collection's or, without one, its own positives."""
     from medley.encoder import open_retriever
     from medley.mine import mine_negatives
 

@@ -34,7 +34,7 @@ def cost_of_queries(recipe: Recipe, inputs: Inputs, name: str) -> Cost:
     from medley.synthesize.queries import pairs_from_corpus
 
     source = recipe.sources[name]
-    if source.corpus is None or recipe.llm is None:
+    if not source.writes_queries or source.corpus is None or recipe.llm is None:
         return {}
     sample = _drawn(inputs.corpus(source.corpus), recipe.seed)
     settings = source.written.model_copy(update={"consistency": None, "passages": None})

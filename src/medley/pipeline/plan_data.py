@@ -58,7 +58,7 @@ def data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                         exclude={"pairs", "collection", "corpus", "queries", "licence"}
                     ),
                     "content": content,
-                    "written": _query_settings(recipe, inputs, source) if source.corpus else None,
+                    "written": _query_settings(recipe, inputs, source) if source.writes_queries else None,
                     "held_out": inputs.collection_identities(held_out) if recipe.leaks == "drop" else {},
                     "seed": recipe.seed,
                 },
@@ -70,7 +70,7 @@ def data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                     "leaks",
                     "overlap.py",
                     "words.py",
-                    *(WRITING_CODE if source.corpus else ()),
+                    *(WRITING_CODE if source.writes_queries else ()),
                 ),
                 cost=llm_cost.cost_of_queries(recipe, inputs, name),
             )
@@ -87,7 +87,9 @@ def data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
             )
         )
     for name in names:
-        kinds = _kinds_of(recipe, name)
+        kinds, source = _kinds_of(recipe, name), recipe.sources[name]
+        # of other sources the corpus is in the key of `sources` already
+        searched = {"corpus": inputs.corpus_identity(source.corpus)} if source.pairs and source.corpus else {}
         mined = recipe.negatives.mined
         mine_id = f"mine/{name}"
         # a generated negative is to be harder than the mined one, whether experts train with that or not
@@ -99,6 +101,7 @@ def data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                     name,
                     {
                         "mined": mined.model_dump(exclude={"retriever", "margin"}),
+                        **searched,
                         "guard": _guard_settings(recipe, inputs),
                         "retriever": "bm25" if mined.retriever == "bm25" else inputs.model(mined.retriever),
                         "seed": recipe.seed,
@@ -117,6 +120,7 @@ def data_steps(recipe: Recipe, inputs: Inputs) -> list[Step]:
                     name,
                     {
                         "generated": generated.model_dump(mode="json", exclude={"by"}),
+                        **searched,
                         "guard": _guard_settings(recipe, inputs),
                         "llm": llm_settings(recipe, inputs) if recipe.negatives_by_llm else None,
                         "files": {file: inputs.file(file) for file in generated.files},
