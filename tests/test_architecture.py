@@ -22,10 +22,10 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "bundled" not in path
 LAYERS = (
     {"errors"},
     {"files", "text_file", "yaml_file", "csv_file", "fingerprint", "progress", "markdown", "overlap", "words", "template", "collections", "documents",
-     "qrels", "mteb_tasks", "pair_files", "pairs", "leaks", "origins", "positives", "prompt_file", "hub", "model_name", "statistics", "finite",
+     "qrels", "mteb_tasks", "pair_files", "pairs", "leaks", "origins", "positives", "prompt_file", "hub", "loading", "model_name", "traits", "statistics", "finite",
      "noticed"},
     {"artefact", "run", "reuse", "claim"},
-    {"llm", "batches", "encoder", "search", "backbone", "lowrank", "expert", "prefix"},
+    {"llm", "batches", "encoder", "search", "backbone", "lowrank", "expert", "any_model", "prefix"},
     {"mine", "synthesize", "guard", "review", "prompts", "train", "merge", "evaluate", "report"},
     {"recipe", "recipe_data", "recipe_merge", "recipe_places", "recipe_problems"},  # every stage's settings in one file; the stages themselves it does not call
     {"pipeline"},

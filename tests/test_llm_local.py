@@ -162,7 +162,7 @@ def test_what_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such model folder"):
         open_chat(LlmSettings(local=str(tmp_path / "nothing")))
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="cannot be loaded as a causal language model"):
+    with pytest.raises(ModelError, match="cannot be opened as a causal language model"):
         open_chat(LlmSettings(local=str(tmp_path)))
     if importlib.util.find_spec("vllm") is None:
         with pytest.raises(ModelError, match="pip install vllm"):

@@ -95,9 +95,7 @@ def test_another_architecture_or_pooling_is_named(tmp_path, base_folder, checkpo
     last = build_retriever(str(checkpoints[1]), FLOAT32, instruction="x", device="cpu")
     save_retriever(last, tmp_path / "last", card="")
     experts = {"one": tmp_path / "last", "two": tmp_path / "mean"}
-    with pytest.raises(
-        ModelError, match=r"'one' and 'two' differ in pooling \('last' and 'mean'\).*`retriever`"
-    ):
+    with pytest.raises(ModelError, match=r"'one' and 'two' differ in pooling \(last and mean\).*`retriever`"):
         open_merge(merge_file(base_folder, experts))
     merge = open_merge(merge_file(base_folder, experts, retriever={"pooling": "mean"}))
     assert "mean" in str(merge.base.model[1])

@@ -24,7 +24,7 @@ from medley import (
     cli_synthesize,
     cli_train,
 )
-from medley.cli_options import Force, Json, Out, Overrides, PairsFile, Seed
+from medley.cli_options import AdapterBase, Force, Json, Out, Overrides, PairsFile, Seed
 from medley.errors import InputError, MedleyError
 from medley.noticed import noticing
 from medley.progress import printable, say
@@ -187,7 +187,10 @@ def status(folder: Annotated[Path, typer.Argument(help="A run folder.")], as_jso
 def mine(
     pairs: PairsFile,
     out: Out,
-    retriever: Annotated[str, typer.Option(help="`bm25`, or a model folder or hub id.")] = "bm25",
+    retriever: Annotated[
+        str, typer.Option(help="`bm25`, or a model or adapter folder, or a hub id.")
+    ] = "bm25",
+    base: AdapterBase = None,
     corpus: Annotated[
         str | None, typer.Option(help="A collection or a corpus.jsonl; default: the pairs' own positives.")
     ] = None,
@@ -213,9 +216,9 @@ def mine(
     """Mine hard negatives for training pairs, from a corpus."""
     from contextlib import nullcontext
 
+    from medley.any_model import open_model
     from medley.claim import claimed, unfinished
     from medley.collections import load_corpus
-    from medley.encoder import open_retriever
     from medley.mine import MinedStream, MiningSettings
     from medley.pairs import StreamedPairs, write_pairs
 
@@ -237,7 +240,7 @@ def mine(
         for _ in rows:  # wrong rows are told before anything is indexed or encoded
             pass
         passages = load_corpus(corpus) if corpus else None
-        model = None if retriever == "bm25" else open_retriever(retriever)
+        model = None if retriever == "bm25" else open_model(retriever, base=base)
         with nullcontext(vectors) if vectors or model is None else unfinished(out, "vectors") as store:
             mined = MinedStream(rows, passages, settings, seed=seed, retriever=model, store=store)
             write_pairs(out, mined, force=force)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medley.cli_options import Force, Json
+from medley.cli_options import AdapterBase, Force, Json
 from medley.errors import InputError
 from medley.progress import say
 
@@ -23,7 +23,10 @@ SCORING = ("evaluate/scores.py", "evaluate/similarity.py", "evaluate/systems.py"
 
 def evaluate(
     model: Annotated[
-        str, typer.Argument(help="A model folder or hub id, `bm25`, or URL#MODEL of an embedding server.")
+        str,
+        typer.Argument(
+            help="A model or adapter folder, a hub id, `bm25`, or URL#MODEL of an embedding server."
+        ),
     ],
     task: Annotated[
         list[str] | None,
@@ -57,6 +60,7 @@ def evaluate(
     template: Annotated[
         str | None, typer.Option(help="For models that have none: bmretriever, e5 or plain.")
     ] = None,
+    base: AdapterBase = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default: as saved.")] = None,
     engine: Annotated[str, typer.Option(help="What encodes: `local`, or `ray` for many machines.")] = "local",
     api_key_env: Annotated[
@@ -107,6 +111,7 @@ def evaluate(
         instruction=instruction,
         instructions={name: text for each in opened for name, text in each.instructions.items()},
         template=template,
+        base=base,
         dtype=dtype,
         access=_access([row.base for row in rows], api_key_env, server_extra or ()),
         store=store,
@@ -175,10 +180,10 @@ def _access(names: Sequence[str], api_key_env: str | None, extra: Sequence[str])
 def _engine(name: str, options: Any) -> Any:
     if name == "local":
         return None
-    from medley.evaluate.systems import open_model
+    from medley.evaluate.systems import opened
     from medley.search.ray_engine import ray_engine
 
-    return ray_engine(partial(open_model, options=options))
+    return ray_engine(partial(opened, options=options))
 
 
 def published(

@@ -20,7 +20,7 @@ from medley.cli_llm import (
     open_llm,
     required_llm,
 )
-from medley.cli_options import Force, Out, PairsFile, Seed
+from medley.cli_options import AdapterBase, Force, Out, PairsFile, Seed
 from medley.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,8 +31,12 @@ def guard(
     pairs: PairsFile,
     out: Out,
     retriever: Annotated[
-        str, typer.Option(help="`bm25`, a model folder or hub id, or `none`: only duplicates and the judge.")
+        str,
+        typer.Option(
+            help="`bm25`, a model or adapter folder, a hub id, or `none`: only duplicates and the judge."
+        ),
     ] = "bm25",
+    base: AdapterBase = None,
     margin: Annotated[
         float | None,
         typer.Option(help="Limit on the score, as a share of the positive's; 0.95 if no limit is given."),
@@ -68,9 +72,9 @@ def guard(
 
     Duplicates, what is too close to a positive, and what a judge finds out.
     """
+    from medley.any_model import open_model
     from medley.claim import claimed
     from medley.collections import load_collection
-    from medley.encoder import open_retriever
     from medley.guard.decide import guard_negatives
     from medley.guard.settings import GuardSettings
     from medley.pairs import pairs_from_collection, read_pairs, write_pairs
@@ -99,7 +103,7 @@ def guard(
             rows,
             settings,
             seed=seed,
-            retriever=open_retriever(retriever) if retriever not in ("bm25", "none") else None,
+            retriever=open_model(retriever, base=base) if retriever not in ("bm25", "none") else None,
             chat=open_llm(required_llm(llm, "the judge"), out) if judge else None,
             concurrency=concurrency,
             judged=judged,

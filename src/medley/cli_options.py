@@ -12,6 +12,12 @@ Force = Annotated[bool, typer.Option("--force", help="Replace a result that is t
 PairsFile = Annotated[
     Path, typer.Option("--pairs", help="A pairs file: JSON Lines, Parquet, CSV or a saved data set.")
 ]
+AdapterBase = Annotated[
+    str | None,
+    typer.Option(
+        "--base", help="The base of an adapter folder, where it is not the one that the folder names."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Overrides = Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medley.cli_llm import BudgetTokens, Concurrency, LlmExtra, LlmLocal, LlmModel, LlmUrl, llm_settings
-from medley.cli_options import Force, Json, Seed
+from medley.cli_options import AdapterBase, Force, Json, Seed
 from medley.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 
 def tune_prompt(
-    model: Annotated[str, typer.Argument(help="A Medley model folder.")],
+    model: Annotated[str, typer.Argument(help="A model or expert folder that Medley wrote.")],
     collection: Annotated[
         list[str], typer.Option(metavar="SPEC:SPLIT", help="A dev collection; repeatable.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Where the choice and all candidates go (JSON).")],
+    base: AdapterBase = None,
     method: Annotated[str, typer.Option(help="library, edit, generic, gepa, or none.")] = "library",
     instruction: Annotated[
         str | None, typer.Option(help="The instruction to beat; default: the model's own.")
@@ -51,9 +52,10 @@ def tune_prompt(
     as_json: Json = False,
 ) -> None:
     """Choose the retrieval instruction of a model on dev. Prints the instruction."""
+    from medley.any_model import open_model
     from medley.claim import claimed
-    from medley.encoder import open_retriever
     from medley.errors import ModelError
+    from medley.model_name import is_adapter
     from medley.pipeline.prompting import (
         dev_pools,
         export_with_instruction,
@@ -73,12 +75,16 @@ def tune_prompt(
         raise InputError(
             "--method gepa needs a language model to reflect; give --llm-url and --llm-model, or use --method edit."
         )
+    if model_out is not None and is_adapter(model):
+        raise InputError(
+            f"--model-out: {model} is an adapter, which has no prompts to write; merge it first."
+        )
     with (
         claimed(out, force=force, inputs=(model, library)),
         claimed(model_out, force=force, folder=True, inputs=(model, library)),
     ):
         pools = dev_pools(collection, queries=queries, passages=passages, seed=seed)
-        retriever = open_retriever(model)
+        retriever = open_model(model, base=base)
         if retriever.template is None:
             raise ModelError(f"{model}: was not made by Medley, so its instruction cannot be changed.")
         seed_instruction = instruction if instruction is not None else retriever.instruction or DEFAULT

@@ -143,9 +143,9 @@ def queries(
     force: Force = False,
 ) -> None:
     """Write queries for the passages of a corpus. BMRetriever's instance level; no query comes twice."""
+    from medley.any_model import open_model
     from medley.claim import claimed
     from medley.collections import load_corpus
-    from medley.encoder import open_retriever
     from medley.synthesize import ConsistencySettings, QuerySettings, Tally, pairs_from_corpus
 
     llm = required_llm(
@@ -167,7 +167,7 @@ def queries(
             llm=llm,
             seed=seed,
             instruction=instruction,
-            retriever=open_retriever(consistency) if consistency not in (None, "bm25") else None,
+            retriever=open_model(consistency) if consistency not in (None, "bm25") else None,
         )
         _write(out, Tally(outcomes), chat, force=force)
 
@@ -192,8 +192,8 @@ def tasks(
     force: Force = False,
 ) -> None:
     """Invent retrieval tasks, with texts for each. Query, positive and hard negative: BMRetriever's task level."""
+    from medley.any_model import open_model
     from medley.claim import claimed
-    from medley.encoder import open_retriever
     from medley.synthesize import (
         ConsistencySettings,
         Tally,
@@ -215,7 +215,7 @@ def tasks(
     )
     with claimed(out, force=force, inputs=(consistency,)):
         chat = open_llm(llm, out)
-        retriever = open_retriever(consistency) if consistency not in (None, "bm25") else None
+        retriever = open_model(consistency) if consistency not in (None, "bm25") else None
         invented = invent_tasks(chat, settings, llm=llm, seed=seed)
         outcomes = generate_for_tasks(invented, chat, settings, llm=llm, seed=seed)
         if consistency:

@@ -9,31 +9,42 @@ Mining, training, evaluation and export all come here; no other module tokenizes
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from medley.batches import encode_in_batches, takes_tokens, were_cut
 from medley.collections import Passage
 from medley.errors import ModelError
-from medley.files import explained_write_errors, read_json, write_json, writing
+from medley.files import explained_write_errors, write_json, writing
 from medley.fingerprint import fingerprint
 from medley.finite import check_finite, check_vectors
-from medley.model_name import check_decoder, location_of, resolve_base
+from medley.loading import check_vocabulary, opening, quiet_loading
+from medley.model_name import check_decoder, location_of
 from medley.noticed import CUT, LENGTH_UNKNOWN, ZERO, notice
-from medley.template import TEMPLATES, Template
+from medley.progress import say
+from medley.template import Template
+from medley.traits import (
+    DESCRIPTION,
+    PLAIN,
+    RetrieverSettings,
+    Traits,
+    attention_words,
+    check_asked,
+    describing,
+    pooling_words,
+    published_traits,
+    read_template,
+    template_of,
+)
 
 if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
-DESCRIPTION = "medley.json"
-"""The file in a model or expert folder that keeps what sentence-transformers has no place for."""
 FORMAT = 1
 KINDS = {"query": "queries", "document": "passages"}
 TEXTS_AT_ONCE = 256
@@ -41,33 +52,6 @@ TEXTS_AT_ONCE = 256
 TOKENS_A_TEXT, TOKENS_A_TEXT_CPU = 256, 32
 """`batch_size` times this is the number of tokens in a batch, on an accelerator and on a CPU. The products of 2,048
 tokens stay in a CPU core's cache; an accelerator needs more to be busy."""
-
-
-class RetrieverSettings(BaseModel):
-    """How a decoder becomes a retriever (the recipe's `retriever:`)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    pooling: Literal["last", "mean"] = Field("last", description="which hidden states make the vector")
-    attention: Literal["bidirectional", "causal"] = Field(
-        "bidirectional", description="whether a token sees the tokens after it"
-    )
-    max_length: int = Field(
-        512, ge=4, description="tokens a text is cut to, the end-of-sequence token included"
-    )
-    template: Literal["bmretriever", "e5", "plain"] | Template = Field(
-        "bmretriever",
-        description="how instruction and text are joined: a name, or {query: ..., document: ...}",
-    )
-    normalize: bool = Field(True, description="whether vectors have length 1")
-    dtype: Literal["bfloat16", "float32", "float16"] = Field(
-        "bfloat16", description="of the weights in memory"
-    )
-
-    @property
-    def template_value(self) -> Template:
-        """The template itself, whether it was given by name or in full."""
-        return TEMPLATES[self.template] if isinstance(self.template, str) else self.template
 
 
 @dataclass(frozen=True)
@@ -99,6 +83,21 @@ class Retriever:
         if self.template is None:
             return (self.model.prompts or {}).get("document") or ""
         return self.template.document
+
+    def traits(self) -> Traits:
+        """What decides a vector beside the weights."""
+        modules = {type(module).__name__: module for module in self.model}
+        pooling: Any = modules.get("Pooling")
+        first: Any = self.model[0]
+        return Traits(
+            pooling=None if pooling is None else pooling_words(pooling.get_config_dict()),
+            attention=attention_words(first.config.to_dict()),
+            normalize="Normalize" in modules,
+            max_length=self.model.max_seq_length,
+            similarity=self.model.similarity_fn_name,
+            template=self.template or template_of(self.model.prompts),
+            further_modules=tuple(name for name in modules if name not in PLAIN),
+        )
 
     def identity(self) -> str:
         """Fingerprint of everything that decides a vector: weights, tokenizer, pooling, attention, prompts, dtype."""
@@ -139,27 +138,50 @@ def _fingerprint_tensors(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def build_retriever(
-    base: str, settings: RetrieverSettings, *, instruction: str = "", device: str | None = None
+    base: str,
+    settings: RetrieverSettings,
+    *,
+    instruction: str = "",
+    device: str | None = None,
+    settled: Collection[str] = (),
 ) -> Retriever:
     """Make a retriever of any decoder-only language model.
 
     The tokenizer is changed so that it appends the end-of-sequence token itself (its post-processor does, hence
     every server does), truncation leaves room for it, and `config.is_causal` says the attention's direction.
+
+    Raises ModelError for a base that is no decoder, is not whole, or is a finished retriever with other traits than
+    the settings' (but for those that are `settled`: set against its own on purpose).
     """
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
+    location = location_of(base)
     check_decoder(base)
-    with quiet_loading():
+    finished = published_traits(location) is not None and not check_asked(base, location, settings, settled)
+    with opening(base, "a language model"):
         transformer = Transformer(
-            resolve_base(base),
+            location,
             model_kwargs={"dtype": getattr(torch, settings.dtype)},
             processor_kwargs={"model_max_length": settings.max_length},
         )
     check_finite(transformer.model.named_parameters(), base)
+    check_vocabulary(transformer.model, transformer.tokenizer, base)
+    positions = getattr(transformer.model.config, "max_position_embeddings", None) or settings.max_length
+    # sentence-transformers reads no more than this either when it opens the saved model
+    transformer.max_seq_length = min(settings.max_length, positions)
+    if positions < settings.max_length:
+        say(
+            f"{base}: has {positions} positions, so texts are cut to that and not to {settings.max_length} tokens"
+        )
     transformer.model.config.is_causal = settings.attention == "causal"
-    append_end_of_sequence(transformer.tokenizer, base)
+    changed = append_end_of_sequence(transformer.tokenizer, base)
+    if finished and changed:
+        raise ModelError(
+            f"{base}: is a finished retriever whose tokenizer appends no end-of-sequence token, and one would be "
+            "appended here, which is another model; take the language model that it was made of as the base."
+        )
     pooling = Pooling(
         transformer.get_embedding_dimension(),
         pooling_mode="lasttoken" if settings.pooling == "last" else "mean",
@@ -168,7 +190,7 @@ def build_retriever(
     model = SentenceTransformer(
         modules=[transformer, pooling, *([Normalize()] if settings.normalize else [])],
         prompts={"query": template.query_prefix(instruction), "document": template.document},
-        similarity_fn_name="cosine" if settings.normalize else "dot",
+        similarity_fn_name=settings.similarity,
         device=device,
     )
     model.eval()
@@ -183,10 +205,10 @@ def with_instruction(retriever: Retriever, instruction: str) -> Retriever:
     return replace(retriever, instruction=instruction)
 
 
-def append_end_of_sequence(tokenizer: Any, base: str) -> None:
+def append_end_of_sequence(tokenizer: Any, base: str) -> bool:
     """Make a fast tokenizer end every text with one end-of-sequence token, and give it a padding token.
 
-    An existing post-processor (a leading BOS, say) is kept and runs first.
+    An existing post-processor (a leading BOS, say) is kept and runs first. Returns whether it had to be changed.
     """
     from tokenizers.processors import Sequence as ProcessorSequence
     from tokenizers.processors import TemplateProcessing
@@ -201,7 +223,8 @@ def append_end_of_sequence(tokenizer: Any, base: str) -> None:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
-    if tokenizer("a")["input_ids"][-1] != tokenizer.eos_token_id:
+    lacking = tokenizer("a")["input_ids"][-1] != tokenizer.eos_token_id
+    if lacking:
         eos = (tokenizer.eos_token, tokenizer.eos_token_id)
         appending = TemplateProcessing(
             single=f"$A {eos[0]}", pair=f"$A {eos[0]} $B {eos[0]}", special_tokens=[eos]
@@ -213,6 +236,7 @@ def append_end_of_sequence(tokenizer: Any, base: str) -> None:
         raise ModelError(
             f"{base}: its tokenizer does not keep a final {tokenizer.eos_token} when it cuts a text."
         )
+    return lacking
 
 
 def open_retriever(path: str, *, device: str | None = None, dtype: str | None = None) -> Retriever:
@@ -224,21 +248,20 @@ def open_retriever(path: str, *, device: str | None = None, dtype: str | None = 
     import torch
     from sentence_transformers import SentenceTransformer
 
-    try:
-        with quiet_loading():
-            model = SentenceTransformer(
-                location, device=device, model_kwargs={"dtype": getattr(torch, dtype)} if dtype else None
-            )
-    except (OSError, ValueError) as problem:
-        reason = str(problem).splitlines()[0]
-        raise ModelError(f"{path}: cannot be opened as a retriever ({reason}); check its name.") from problem
+    with opening(path, "a retriever"):
+        model = SentenceTransformer(
+            location, device=device, model_kwargs={"dtype": getattr(torch, dtype)} if dtype else None
+        )
     check_finite(model.named_parameters(), path)
+    if takes_tokens(model):
+        first: Any = model[0]
+        check_vocabulary(first.model, model.tokenizer, path)
     model.eval()
-    description_path = Path(location) / DESCRIPTION
-    if not description_path.is_file():
+    description = describing(location)
+    if not description:
         return Retriever(model)
-    description = read_json(description_path, ModelError)
-    return Retriever(model, Template(**description["template"]), description["instruction"])
+    template = read_template(description.get("template"), location)
+    return Retriever(model, template, str(description.get("instruction") or ""))
 
 
 def save_retriever(
@@ -365,26 +388,3 @@ def _normalizes(model: SentenceTransformer) -> bool:
     from sentence_transformers.sentence_transformer.modules import Normalize
 
     return any(isinstance(module, Normalize) for module in model)
-
-
-class quiet_loading:  # noqa: N801 (used as a statement: `with quiet_loading():`)
-    """Keep transformers' weight-loading bars and reports out of the user's terminal, warnings included."""
-
-    def __enter__(self) -> None:
-        """Remember and lower the verbosity."""
-        from transformers.utils import logging as transformers_logging
-
-        self._verbosity = transformers_logging.get_verbosity()
-        self._bars = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-        logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        """Restore it."""
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.set_verbosity(self._verbosity)
-        if self._bars:
-            transformers_logging.enable_progress_bar()
-        logging.getLogger("sentence_transformers").setLevel(logging.NOTSET)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,17 +26,19 @@ from medley.encoder import (
     build_retriever,
     describe,
     open_retriever,
+    with_instruction,
 )
 from medley.errors import ModelError
 from medley.files import explained_write_errors, read_json, write_json, writing
 from medley.finite import check_finite
 from medley.lowrank import LowRank, attach
-from medley.model_name import resolve_base
+from medley.model_name import ADAPTER_CONFIG, adapter_base, location_of
+from medley.progress import say
+from medley.traits import as_a_recipe, check_asked, published_traits
 
 if TYPE_CHECKING:
     import torch
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 REFUSED = (
     "use_dora", "lora_bias", "modules_to_save", "fan_in_fan_out", "layer_replication", "target_parameters",
@@ -101,7 +103,7 @@ def save_expert(
     tensors, config = adapter_content(backbone(retriever))
     description = describe(retriever) | {
         "kind": "expert", "base": base, "base_identity": base_identity,
-        "retriever": settings.model_dump(mode="json"),
+        "retriever": settings.model_dump(mode="json") | {"max_length": retriever.model.max_seq_length},
     }  # fmt: skip
     write_adapter(
         folder, tensors, config=config | {"base_model_name_or_path": base},
@@ -248,25 +250,34 @@ def open_base(
     experts: Sequence[Expert],
     *,
     settings: RetrieverSettings | None = None,
+    settled: Collection[str] = (),
     instruction: str | None = None,
     dtype: str = "float32",
     device: str | None = None,
 ) -> Retriever:
     """Open the base as the retriever that its experts were trained as.
 
-    `settings` defaults to the experts' own, then to RetrieverSettings(). `instruction` defaults to the
-    experts', where all have the same. A base that is a sentence-transformers folder keeps its own pooling and
-    prompts.
+    `settings` defaults to the experts' own, then to the base's where it is a finished retriever, then to
+    RetrieverSettings(). `instruction` defaults to the experts', where all have the same. Raises ModelError where a
+    finished retriever has other traits than the settings, but for those that are `settled`.
     """
-    if (Path(resolve_base(base)) / "modules.json").is_file():
-        return open_retriever(base, device=device, dtype=dtype)
+    location = location_of(base)
     described = (expert.settings for expert in experts)
-    settings = settings or next(filter(None, described), RetrieverSettings.model_validate({}))
+    settings = settings or next(filter(None, described), None)
+    given = instruction is not None
     if instruction is None:
         instructions = {expert.instruction for expert in experts}
         instruction = instructions.pop() if len(instructions) == 1 else ""
-    in_dtype = RetrieverSettings.model_validate(settings.model_dump() | {"dtype": dtype})
-    return build_retriever(base, in_dtype, instruction=instruction, device=device)
+        if instructions:
+            say("the experts have instructions of their own, so the model that they make together has none")
+    finished = published_traits(location) is not None
+    if finished and (settings is None or not check_asked(base, location, settings, settled)):
+        opened = open_retriever(base, device=device, dtype=dtype)
+        takes = given or (instruction and opened.template is not None)
+        return with_instruction(opened, instruction) if takes else opened
+    settings = settings or RetrieverSettings()
+    in_dtype = settings.model_copy(update={"dtype": dtype})
+    return build_retriever(base, in_dtype, instruction=instruction, device=device, settled=settled)
 
 
 def open_expert(
@@ -277,24 +288,22 @@ def open_expert(
     device: str | None = None,
     dtype: str | None = None,
 ) -> Retriever:
-    """Open base plus adapter (or a full checkpoint) as a retriever; base and settings default to
-    medley.json's.
+    """Open base plus adapter (or a full checkpoint) as a retriever; settings default to medley.json's, the base to the
+    one that the folder names.
 
     The adapter is attached, not folded, so it acts in float32 on a bfloat16 base as in training.
     """
     expert = read_expert(folder)
-    settings = settings or expert.settings or RetrieverSettings.model_validate({})
-    if not expert.is_adapter:
-        if (folder / "modules.json").is_file():
-            return open_retriever(str(folder), device=device, dtype=dtype)
-        return open_base(
-            str(folder), [expert], settings=settings, dtype=dtype or settings.dtype, device=device
-        )
-    base = base or expert.description.get("base")
-    if not base:
-        raise ModelError(f"{folder}: does not name its base; give the base's path.")
-    retriever = open_base(base, [expert], settings=settings, dtype=dtype or settings.dtype, device=device)
-    attach(retriever, expert.layers, where=str(folder))
+    if not expert.is_adapter and (folder / "modules.json").is_file():
+        return open_retriever(str(folder), device=device, dtype=dtype)
+    settings = settings or expert.settings
+    dtype = dtype or (settings or RetrieverSettings()).dtype
+    base = adapter_base(folder, base) if expert.is_adapter else str(folder)
+    if settings is None and published_traits(location_of(base)) is None:
+        say(f"{folder}: does not say how text becomes a vector, {as_a_recipe(RetrieverSettings())}")
+    retriever = open_base(base, [expert], settings=settings, dtype=dtype, device=device)
+    if expert.is_adapter:
+        attach(retriever, expert.layers, where=str(folder))
     return retriever
 
 

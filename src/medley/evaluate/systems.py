@@ -11,17 +11,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medley.any_model import open_model
 from medley.collections import Collection
-from medley.encoder import RetrieverSettings, build_retriever, open_retriever
-from medley.errors import EndpointError, InputError, ModelError
+from medley.errors import EndpointError, InputError
 from medley.evaluate.access import Access, is_server
 from medley.evaluate.endpoint import RefusedTextError, embedder_of_server, server_of
 from medley.evaluate.scores import DEPTH, score_rankings
 from medley.fingerprint import fingerprint
 from medley.leaks.chosen import ChosenOn, read_chosen
-from medley.model_name import check_decoder, model_identity, resolve_base
+from medley.model_name import model_identity
 from medley.noticed import hand_on, noticing
-from medley.progress import say
 from medley.search import Embedder, Rankings, embedder_of, fuse, rank_with_embedder
 from medley.search.embedder import passage_vectors
 from medley.template import TEMPLATES, Template
@@ -39,12 +38,13 @@ class Options:
     """How models are opened and asked, the same for every system of a table.
 
     `instruction` stands above `instructions` (collection name -> text, a suite's or recipe's), and those above the
-    model's own. `template` is for models that have none. `store` keeps vectors.
+    model's own. `template` is for models that have none, `base` for adapters. `store` keeps vectors.
     """
 
     instruction: str | None = None
     instructions: Mapping[str, str] = field(default_factory=dict)
     template: str | None = None
+    base: str | None = None
     dtype: str | None = None
     device: str | None = None
     access: Mapping[str, Access] = field(default_factory=dict)
@@ -115,7 +115,7 @@ def identity_of(base: str, options: Options) -> str:
     inner = (
         fingerprint(["served", base, *([decides] if decides else [])])
         if is_server(base)
-        else model_identity(base)
+        else model_identity(base, options.base)
     )
     return fingerprint([inner, options.template, options.dtype])
 
@@ -130,7 +130,7 @@ def open_system(base: str, options: Options, engine: EngineOf | None = None) -> 
         embedder = embedder_of_server(server, template or TEMPLATES["plain"])
         description: dict[str, Any] = {"name": base, "identity": embedder.identity(), "served": True}
         return System(base, description, embedder, "{instruction}" in (template or TEMPLATES["plain"]).query)
-    return system_of(base, open_model(base, options), engine)
+    return system_of(base, opened(base, options), engine)
 
 
 def system_of(name: str, retriever: Retriever, engine: EngineOf | None = None) -> System:
@@ -146,35 +146,12 @@ def _template(name: str) -> Template:
     return TEMPLATES[name]
 
 
-def open_model(name: str, options: Options) -> Retriever:
-    """Open a folder or hub id: an expert, a retriever, or a bare decoder as a recipe's base is opened."""
-    retriever = _open(name, options)
+def opened(name: str, options: Options) -> Retriever:
+    """Open what a name stands for; a model without a template takes the options'."""
+    retriever = open_model(name, base=options.base, dtype=options.dtype, device=options.device)
     if retriever.template is None and options.template is not None:
         return replace(retriever, template=_template(options.template))
     return retriever
-
-
-def _open(name: str, options: Options) -> Retriever:
-    if (Path(name) / "adapter_config.json").is_file():
-        from medley.expert import open_expert
-
-        return open_expert(Path(name), dtype=options.dtype, device=options.device)
-    location = Path(resolve_base(name))
-    if location.is_dir() and not (location / "modules.json").is_file() and _is_decoder(name):
-        settings = RetrieverSettings()
-        settings = settings.model_copy(update={"dtype": options.dtype or settings.dtype})
-        say(f"{name}: is a language model, no retriever; opened as a recipe's base is ({settings.pooling} token, "
-            f"{settings.attention}, template {settings.template})")  # fmt: skip
-        return build_retriever(name, settings, device=options.device)
-    return open_retriever(name, dtype=options.dtype, device=options.device)
-
-
-def _is_decoder(name: str) -> bool:
-    try:
-        check_decoder(name)
-    except ModelError:
-        return False
-    return True
 
 
 def instruction_used(system: System, collection: str, options: Options) -> str | None:

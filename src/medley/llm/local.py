@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from medley.encoder import quiet_loading
 from medley.errors import ModelError
 from medley.llm.ledger import Books, Ledger
 from medley.llm.messages import Ask, Message, Reply, Request, Sampling, as_json, reply_from
 from medley.llm.settings import LlmSettings
+from medley.loading import check_vocabulary, opening
 from medley.model_name import model_identity, resolve_base
 from medley.progress import LINE_EVERY_S, say
 
@@ -97,17 +97,12 @@ def _open_transformers(local: str) -> Complete:
 
     path, device = resolve_base(local), "cuda" if torch.cuda.is_available() else "cpu"
     say(f"{local}: loading the language model, to run on {device}")
-    with quiet_loading():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                path, dtype="auto" if device == "cuda" else torch.float32
-            )
-        except (OSError, ValueError) as problem:
-            raise ModelError(
-                f"{local}: cannot be loaded as a causal language model ({str(problem).splitlines()[0]}); check "
-                "llm.local."
-            ) from problem
+    with opening(f"llm.local: {local}", "a causal language model"):
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype="auto" if device == "cuda" else torch.float32, trust_remote_code=False
+        )
+    check_vocabulary(model, tokenizer, f"llm.local: {local}")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model = model.to(device).eval()

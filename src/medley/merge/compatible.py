@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medley.encoder import DESCRIPTION
 from medley.errors import ModelError
 from medley.expert import Expert
 from medley.files import read_json
+from medley.loading import check_whole
 from medley.merge.settings import TOKENIZER
+from medley.traits import Traits, asked_traits, published_traits, read_template, shown
 
 SHAPE_KEYS = (
     "model_type", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads",
@@ -33,18 +34,35 @@ class Resolved:
 
 
 def check_experts(
-    base: str, base_folder: Path, experts: Sequence[Expert], resolved: Resolved, *, base_identity: str
+    base: str,
+    base_folder: Path,
+    experts: Sequence[Expert],
+    resolved: Resolved,
+    *,
+    base_identity: str,
+    target: Traits | None,
 ) -> None:
-    """Raises ModelError naming what differs between the base and the experts, and how to resolve it."""
-    check_compatible(
-        experts,
-        base_identity=base_identity,
-        settled=resolved.traits,
-    )
+    """Raises ModelError naming what differs between the base and the experts, and how to resolve it.
+
+    `target` is how the merge will make vectors; None where it writes a checkpoint that makes none.
+    """
+    check_compatible(experts, base_identity=base_identity, settled=resolved.traits)
     check_shapes(base, base_folder, experts)
+    for expert in experts:
+        if not expert.is_adapter:
+            transformer = (
+                expert.path if (expert.path / "config.json").is_file() else expert.path / "0_Transformer"
+            )
+            check_whole(transformer, f"{expert.path}: expert {expert.name!r}")
     if resolved.tokenizer_of is None:
         check_tokenizers(base, base_folder, experts)
-    _check_base_traits(base, base_folder, experts, settled=resolved.traits)
+    for expert in experts if target is not None else ():
+        theirs, ours = traits_of(expert).differing(target or Traits(), resolved.traits)
+        if theirs:
+            raise ModelError(
+                f"{expert.path}: expert {expert.name!r} was trained with {theirs}; merged on {base} it would be used "
+                f"with {ours}; say which holds in the merge file's `retriever`, or leave the expert out."
+            )
 
 
 def check_compatible(
@@ -55,9 +73,9 @@ def check_compatible(
 ) -> None:
     """Refuse experts that were not trained on one base in one way.
 
-    Compared: base fingerprint (also with `base_identity` where given), template, pooling, attention and
-    normalisation, without those that are `settled` by name. What a foreign folder does not say is not compared.
-    Raises ModelError naming the two experts and the difference.
+    Compared: base fingerprint (also with `base_identity` where given) and traits, without those that are `settled` by
+    name. What a foreign folder does not say is not compared. Raises ModelError naming the two experts and the
+    difference.
     """
     for expert in experts:
         trained_on = expert.description.get("base_identity")
@@ -68,52 +86,28 @@ def check_compatible(
             )
     seen: dict[str, tuple[str, Any]] = {}
     for expert in experts:
-        for what, value in _traits(expert).items():
+        identity = expert.description.get("base_identity")
+        traits = traits_of(expert).known() | ({"base_identity": identity} if identity else {})
+        for what, value in traits.items():
             if what in settled:
                 continue
             first, expected = seen.setdefault(what, (expert.name, value))
             if value != expected:
                 told = ", or set `templates: first` to use the first one's" if what == "template" else ""
                 raise ModelError(
-                    f"experts {first!r} and {expert.name!r} differ in {what} ({expected!r} and {value!r}); "
+                    f"experts {first!r} and {expert.name!r} differ in {what} ({shown(expected)} and {shown(value)}); "
                     f"train them alike, leave one out, or say which holds in `retriever`{told}."
                 )
 
 
-def _traits(expert: Expert) -> dict[str, Any]:
-    known = expert.description
-    traits = {key: known[key] for key in ("base_identity", "template") if key in known}
-    settings = expert.settings
-    if settings is not None:
-        traits |= {
-            "pooling": settings.pooling,
-            "attention": settings.attention,
-            "normalize": settings.normalize,
-        }
-    elif (expert.path / "modules.json").is_file():
-        traits |= _module_traits(expert.path)
-    return traits
-
-
-def _module_traits(folder: Path) -> dict[str, Any]:
-    """What a sentence-transformers folder says about its pooling, attention and normalisation."""
-    modules = read_json(folder / "modules.json", ModelError)
-    traits: dict[str, Any] = {"normalize": any("Normalize" in module["type"] for module in modules)}
-    for module in modules:
-        path = folder / module["path"] / "config.json"
-        if module["type"].endswith("Pooling") and path.is_file():
-            pooling = read_json(path, ModelError)
-            older = [key.removeprefix("pooling_mode_") for key, on in pooling.items() if on is True]
-            mode = pooling.get("pooling_mode") or next(
-                (name for name in older if name in ("lasttoken", "mean_tokens", "cls_token")), None
-            )
-            if mode is not None:
-                names = {"lasttoken": "last", "mean_tokens": "mean", "cls_token": "cls"}
-                traits["pooling"] = names.get(mode, mode)
-    config = folder / "config.json"
-    if config.is_file() and "is_causal" in (content := read_json(config, ModelError)):
-        traits["attention"] = "causal" if content["is_causal"] else "bidirectional"
-    return traits
+def traits_of(expert: Expert) -> Traits:
+    """How an expert was trained to make vectors, as far as its folder says."""
+    template = expert.description.get("template")
+    own = read_template(template, str(expert.path)) if template else None
+    if expert.settings is not None:
+        asked = asked_traits(expert.settings)
+        return replace(asked, template=own or asked.template)
+    return published_traits(str(expert.path)) or Traits(template=own)
 
 
 def check_shapes(base: str, base_folder: Path, experts: Sequence[Expert]) -> None:
@@ -175,18 +169,6 @@ def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     if isinstance(ours, (dict, list)) and isinstance(theirs, (dict, list)) and len(ours) != len(theirs):
         return f"{part}: {len(ours)} entries, not {len(theirs)}"
     return part
-
-
-def _check_base_traits(
-    base: str, base_folder: Path, experts: Sequence[Expert], *, settled: Collection[str]
-) -> None:
-    """A base that is a retriever already encodes as its experts were trained."""
-    if not (base_folder / "modules.json").is_file():
-        return
-    description = (
-        read_json(base_folder / DESCRIPTION, ModelError) if (base_folder / DESCRIPTION).is_file() else {}
-    )
-    check_compatible([Expert(f"base {base}", base_folder, {}, description), *experts], settled=settled)
 
 
 def _config(folder: Path) -> dict[str, Any]:

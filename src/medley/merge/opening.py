@@ -16,6 +16,7 @@ from medley.backbone import backbone, base_fingerprint, base_tensors
 from medley.encoder import Retriever, RetrieverSettings, append_end_of_sequence
 from medley.errors import ModelError, RecipeError
 from medley.expert import Expert, open_base, read_expert
+from medley.loading import opening
 from medley.merge.checkpoint import Checkpoint, local_folder
 from medley.merge.coefficients import Layout, before_layers, kind_of, layer_cuts
 from medley.merge.compatible import Resolved, check_experts
@@ -24,6 +25,8 @@ from medley.merge.mergekit_file import settings_by_tensor
 from medley.merge.methods import is_linear_in_deltas
 from medley.merge.settings import SUMS, TOKENIZER, MergeFile, MergeParameters
 from medley.merge.space import SearchSpace
+from medley.model_name import location_of
+from medley.traits import published_traits, settings_of
 
 
 @dataclass(frozen=True)
@@ -90,13 +93,14 @@ def open_merge(file: MergeFile, *, device: str | None = None) -> Merge:
         file.base,
         experts,
         settings=_retriever_settings(file, experts),
+        settled=resolved(file).traits,
         instruction=file.instruction,
         dtype="float32" if sum_of_adapters else file.dtype,
         device=device,
     )
     folder = local_folder(file.base)
     identity = base_fingerprint(base)
-    check_experts(file.base, folder, experts, resolved(file), base_identity=identity)
+    check_experts(file.base, folder, experts, resolved(file), base_identity=identity, target=base.traits())
     tensors = base_tensors(base)
     layer_count = int(backbone(base).config.num_hidden_layers)
     layout = lay_out(file, list(tensors), layer_count)
@@ -132,12 +136,13 @@ def resolved(file: MergeFile) -> Resolved:
 
 
 def _retriever_settings(file: MergeFile, experts: Sequence[Expert]) -> RetrieverSettings | None:
-    """As the experts were trained, except for what the file states."""
-    if file.retriever is None:
-        return None
+    """As the experts were trained, or else as the base is, except for what the file states; None where none says."""
     trained = next((expert.settings for expert in experts if expert.settings is not None), None)
+    if file.retriever is None:
+        return trained
+    known = trained or settings_of(published_traits(location_of(file.base)))
     stated = file.retriever.model_dump(exclude_unset=True)
-    return RetrieverSettings.model_validate((trained.model_dump() if trained else {}) | stated)
+    return RetrieverSettings.model_validate((known.model_dump() if known else {}) | stated)
 
 
 def lay_out(file: MergeFile, tensors: Sequence[str], layer_count: int) -> Layout:
@@ -174,7 +179,8 @@ def take_tokenizer(retriever: Retriever, expert: Expert, layout: Layout) -> None
         raise ModelError(
             f"{expert.path}: expert {expert.name!r} has no tokenizer.json, so its tokenizer cannot be kept."
         )
-    tokenizer = AutoTokenizer.from_pretrained(expert.path)
+    with opening(str(expert.path), "a tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(expert.path, trust_remote_code=False)
     tokenizer.model_max_length = retriever.model.max_seq_length
     append_end_of_sequence(tokenizer, str(expert.path))
     first: Any = retriever.model[0]

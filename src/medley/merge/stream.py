@@ -18,6 +18,7 @@ import numpy as np
 from medley.errors import ModelError
 from medley.files import explained_write_errors, read_json, writing
 from medley.finite import check_finite
+from medley.loading import check_whole
 from medley.merge.checkpoint import DTYPES, Checkpoint, local_folder, row_blocks, write_checkpoint
 from medley.merge.coefficients import weights_array
 from medley.merge.compatible import check_experts
@@ -26,6 +27,7 @@ from medley.merge.mergekit_file import settings_by_tensor
 from medley.merge.opening import check_kinds, lay_out, read_experts, resolved
 from medley.merge.settings import MergeFile
 from medley.merge.sources import open_sources
+from medley.traits import published_traits
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +56,9 @@ def merge_to_checkpoint(file: MergeFile, folder: Path, *, card: str) -> None:
     base = Checkpoint(base_folder, name="base")
     names = list(file.experts)
     experts = read_experts(file)
-    check_experts(file.base, base_folder, experts, resolved(file), base_identity="")
+    check_whole(base_folder, file.base)
+    target = published_traits(str(base_folder))  # its modules are copied
+    check_experts(file.base, base_folder, experts, resolved(file), base_identity="", target=target)
     layer_count = int(read_json(base_folder / "config.json", ModelError)["num_hidden_layers"])
     layout = lay_out(file, list(base.tensors), layer_count)
     if layout.kinds:

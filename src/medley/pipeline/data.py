@@ -145,7 +145,7 @@ def build_mined(
     recipe: Recipe, inputs: Inputs, name: str, out: Path, needs: Mapping[str, Path]
 ) -> dict[str, Any]:
     """Mine hard negatives for a source's pairs, from its corpus or collection's or, without one, its own positives."""
-    from medley.encoder import open_retriever
+    from medley.any_model import open_model
     from medley.mine import mine_negatives
 
     if recipe.negatives.mined is None:
@@ -153,7 +153,7 @@ def build_mined(
     judged = read_pairs(needs[f"sources/{name}"] / PAIRS)
     pairs = [without_negatives(pair, set(range(len(pair.negatives)))) for pair in judged]
     settings = recipe.negatives.mined.model_copy(update={"margin": recipe.negatives.guard.margin})
-    retriever = None if settings.retriever == "bm25" else open_retriever(settings.retriever)
+    retriever = None if settings.retriever == "bm25" else open_model(settings.retriever)
     mined = mine_negatives(
         pairs,
         _passages(recipe, inputs, name),

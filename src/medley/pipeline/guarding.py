@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medley.encoder import open_retriever
+from medley.any_model import open_model
 from medley.guard.decide import Guarded, guard_negatives
 from medley.llm import open_chat
 from medley.pairs import TrainingPair, pairs_from_collection, read_pairs, write_pairs
@@ -41,7 +41,7 @@ def guard_rows(
         pairs,
         settings,
         seed=recipe.seed,
-        retriever=open_retriever(str(settings.retriever)) if scoring else None,
+        retriever=open_model(str(settings.retriever)) if scoring else None,
         chat=open_chat(recipe.llm, cache=cache) if settings.judge and recipe.llm else None,
         concurrency=recipe.llm.concurrency if recipe.llm else 1,
         judged=judged,

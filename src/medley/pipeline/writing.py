@@ -18,7 +18,7 @@ from medley.synthesize.generated import Generated, collected
 
 def write_queries(recipe: Recipe, inputs: Inputs, name: str, cache: Path) -> Generated:
     """A source's pairs: queries written for its corpus, those kept that pass its consistency filter."""
-    from medley.encoder import open_retriever
+    from medley.any_model import open_model
     from medley.llm import open_chat
     from medley.synthesize.queries import pairs_from_corpus
 
@@ -35,7 +35,7 @@ def write_queries(recipe: Recipe, inputs: Inputs, name: str, cache: Path) -> Gen
         seed=recipe.seed,
         instruction=source.instruction,
         source=name,
-        retriever=open_retriever(filter.retriever) if filter and filter.retriever != "bm25" else None,
+        retriever=open_model(filter.retriever) if filter and filter.retriever != "bm25" else None,
     )
     written = collected(outcomes)
     say(f"{chat.name}: {chat.ledger.sentence()}")

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from medley.backbone import backbone_fingerprint
 from medley.documents import Shard
-from medley.encoder import DESCRIPTION, FORMAT, quiet_loading
+from medley.encoder import DESCRIPTION, FORMAT
 from medley.errors import ModelError, PairsError
 from medley.expert import adapter_content, write_adapter
 from medley.files import explained_write_errors, read_json, remove, write_json, writing
 from medley.fingerprint import fingerprint, fingerprint_texts
 from medley.finite import is_finite
+from medley.loading import check_vocabulary, opening, quiet_loading
 from medley.model_name import check_decoder, model_identity, resolve_base
 from medley.progress import progress, say
 from medley.train.blocks import Blocks, held_out_blocks, token_file
@@ -86,7 +87,10 @@ def train_language(
     torch.manual_seed(seed)
     started = time.monotonic()
     with checkpoint_folder(checkpoints) as folder, quiet_loading():
-        tokenizer = transformers.AutoTokenizer.from_pretrained(resolve_base(base))
+        with opening(base, "a language model"):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                resolve_base(base), trust_remote_code=False
+            )
         folder = Path(shared(lambda: str(folder)))
         identity = shared(lambda: _prepared(folder, base, shards, settings, seed=seed))
         shared(lambda: len(token_file(tokenizer, shards, folder / TOKENS)))
@@ -100,6 +104,7 @@ def train_language(
         held_out = held_out_blocks(len(blocks), settings.held_out, seed)
         kept = [index for index in range(len(blocks)) if index not in held_out]
         model, base_identity = _opened(base, settings)
+        check_vocabulary(model, tokenizer, base)
         batch_size = min(settings.batch_size, len(kept))
         steps = settings.max_steps or math.ceil(settings.epochs * math.ceil(len(kept) / batch_size))
         arguments = _arguments(settings, folder, batch_size=batch_size, steps=steps, seed=seed, label=label)
@@ -189,7 +194,10 @@ def _opened(base: str, settings: LanguageSettings) -> tuple[Any, str]:
     import transformers
 
     dtype = getattr(torch, settings.dtype) if settings.lora else torch.float32
-    model = transformers.AutoModelForCausalLM.from_pretrained(resolve_base(base), dtype=dtype)
+    with opening(base, "a language model"):
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            resolve_base(base), dtype=dtype, trust_remote_code=False
+        )
     identity = backbone_fingerprint(model.base_model)
     model.config.use_cache = False
     if settings.lora is None:
