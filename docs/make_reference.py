@@ -173,7 +173,12 @@ def commands_page() -> str:
     lines = [
         "# Commands", "", NOTE, "",
         "Progress goes to standard error, results to standard output. Exit code 0: success. 2: the input is wrong; "
-        "one sentence says what, where and how to mend it. 1: anything else.", "",
+        "one sentence says what, where and how to mend it. 1: anything else. 130: interrupted (Ctrl-C); 143: "
+        "terminated (SIGTERM); both clear up what is half-written. 141: nobody reads standard output any more, as in "
+        "`| head`.", "",
+        "What a command may replace at `--out`, and what `--force` does: "
+        "[concepts](../concepts.md#what---out-may-replace). `-h` is short for `--help`. `medley --install-completion` "
+        "makes your shell complete commands and options.", "",
         "A collection is named `SPEC` or `SPEC:SPLIT`; see [concepts](../concepts.md#collections).", "",
     ]  # fmt: skip
     for words, command in commands():

@@ -12,7 +12,8 @@ import pytest
 
 from medley.claim import claimed, unfinished
 from medley.errors import OutputError
-from medley.files import check_replaceable, write_text, writing
+from medley.files import write_text, writing
+from medley.replaceable import check_replaceable
 from small import contents, medley, training_rows, write_collection, write_lines
 
 PAIRS = ["--pairs", "pairs.jsonl"]
@@ -191,6 +192,14 @@ def test_what_stands_where_the_lock_goes_is_told(make, here: Path) -> None:
     make(here / ".out.jsonl.lock")
     done = medley("mine", *PAIRS, "--out", "out.jsonl")
     assert done.code == 2 and "stands where a file is needed; move it away." in done.err
+
+
+def test_what_a_killed_process_left_is_cleared_away_by_the_next(here: Path) -> None:
+    (here / ".out.jsonl.writing-99999999").mkdir()
+    (here / ".out.jsonl.writing-99999999" / "half").write_text("")
+    (here / ".other.writing-99999999").mkdir()
+    assert medley("mine", *PAIRS, "--out", "out.jsonl").code == 0
+    assert {path.name for path in here.glob(".*")} == {".other.writing-99999999"}
 
 
 def test_unfinished_work_goes_on_with_the_same_settings_only(tmp_path: Path) -> None:

@@ -110,6 +110,23 @@ def test_a_wrong_call_is_told_in_one_sentence(call, sentence):
     assert done.err.startswith(f"medley: {sentence}") and done.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", ["", "synthesize", *COMMANDS])
+def test_help_has_a_short_name(command):
+    assert medley(*command.split(), "-h") == medley(*command.split(), "--help")
+
+
+@pytest.mark.parametrize(
+    ("shell", "line"), [("bash", "medley sea"), ("zsh", "medley sea"), ("fish", "medley sea")]
+)
+def test_a_shell_completes_commands(shell, line):
+    env = {
+        "_MEDLEY_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": line, "COMP_WORDS": line, "COMP_CWORD": "1",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args", "_TYPER_COMPLETE_WORD_TO_COMPLETE": "sea",
+    }  # fmt: skip
+    done = medley_process(env=env)
+    assert done.code == 0 and done.err == "" and "search-merge" in done.out
+
+
 def test_the_version_is_that_of_the_distribution():
     done = medley("--version")
     assert done.code == 0 and done.out == f"medley {package.__version__}\n"

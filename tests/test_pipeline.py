@@ -295,6 +295,21 @@ def test_an_edited_corpus_is_noticed_by_its_content(place, tmp_path, tiny_model_
     assert rows["mine/a"]["state"] == "stale"
 
 
+def test_a_plan_refuses_the_folders_that_a_run_refuses(place, tmp_path):
+    recipe = place / "small.yaml"
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("x")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "manifest.json").write_text('{"name": "another"}')
+    before = contents(tmp_path)
+    for out in ("file", "file/below", "thesis", "other"):
+        planned = medley("run", recipe, "--out", tmp_path / out, "--plan")
+        assert planned == medley("run", recipe, "--out", tmp_path / out)
+        assert planned.code == 2 and planned.err.count("\n") == 1
+    assert contents(tmp_path) == before
+
+
 def test_until_and_plan(place, tmp_path):
     recipe = place / "small.yaml"
     before = contents(tmp_path)

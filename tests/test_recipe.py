@@ -65,6 +65,22 @@ def test_names_the_key_and_the_remedy(override, message):
         load_recipe(DEMO, [override])
 
 
+@pytest.mark.parametrize(
+    "name", ["../../x", "/etc/x", "", " ", ".", "..", ".x", "a/b", "a\\b", "a\nb", "x" * 300]
+)
+def test_a_name_leads_out_of_no_folder(name):
+    values = yaml.safe_load(DEMO.read_text())
+    for key, changed in (
+        ("name", values | {"name": name}),
+        ("sources", values | {"sources": values["sources"] | {name: next(iter(values["sources"].values()))}}),
+        ("experts", values | {"experts": values["experts"] | {name: next(iter(values["experts"].values()))}}),
+        ("systems", values | {"evaluate": values["evaluate"] | {"systems": {name: "bm25+tiny"}}}),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            parse_recipe(changed)
+        assert f"{key}: {name!r} cannot name a folder; take letters" in str(caught.value)
+
+
 def test_missing_and_malformed_files(tmp_path):
     with pytest.raises(RecipeError, match="no such recipe"):
         load_recipe(tmp_path / "none.yaml")

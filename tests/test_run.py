@@ -130,6 +130,37 @@ def test_a_folder_belongs_to_one_run(tmp_path):
         check_folder(tmp_path / "file", "x")
 
 
+def test_what_a_linked_stage_folder_leads_to_is_not_swept(tmp_path):
+    folder, disk = tmp_path / "run", tmp_path / "disk"
+    (disk / ".git").mkdir(parents=True)
+    (disk / ".bashrc").write_text("precious")
+    (disk / ".x.writing-99999999").write_text("precious")
+    (folder / "stages" / "one").mkdir(parents=True)
+    (folder / "stages" / "one" / ".a.writing-99999999").mkdir()
+    (folder / "stages" / "one" / ".notes").write_text("precious")
+    (folder / "stages" / "four").symlink_to(disk)
+    (folder / "manifest.json").write_text('{"name": "x"}')
+    with working_on(folder, "x"):
+        pass
+    assert {path.name for path in disk.iterdir()} == {".git", ".bashrc", ".x.writing-99999999"}
+    assert {path.name for path in (folder / "stages" / "one").iterdir()} == {".notes"}
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("elsewhere")])
+def test_what_stands_where_the_lock_goes_is_one_sentence(tmp_path, make):
+    make(tmp_path / ".lock")
+    with pytest.raises(OutputError, match="stands where a file is needed; move it away"), locked(tmp_path):
+        pass
+
+
+def test_a_folder_is_checked_without_being_touched(tmp_path):
+    check_folder(tmp_path / "new" / "run", "x")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="a file stands where a folder is needed"):
+        check_folder(tmp_path / "file" / "run", "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_keys_follow_inputs_not_names():
     first, second = step_keys(chain([])), step_keys(chain([], a=1))
     assert first["two/d"] == second["two/d"]

@@ -13,15 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from medley.errors import OutputError
-from medley.files import (
-    OWN_FILES,
-    check_replaceable,
-    explained_write_errors,
-    held,
-    leave_mark,
-    read_mark,
-    remove,
-)
+from medley.files import explained_write_errors, held, remove, sweep
+from medley.replaceable import OWN_FILES, check_replaceable, leave_mark, read_mark
 from medley.run import changes
 
 UNFINISHED = "unfinished"
@@ -49,6 +42,7 @@ def claimed(
             out.parent.mkdir(parents=True, exist_ok=True)
         busy = f"{out}: another process is writing it; wait for it, stop it, or choose another --out."
         with held(out.with_name(f".{out.name}.lock"), busy):
+            sweep(out.parent, out.name)
             check_replaceable(out, folder=folder, force=force)  # another process may have finished just now
             yield
     finally:

@@ -25,6 +25,7 @@ from medley import (
     cli_train,
 )
 from medley.cli_options import AdapterBase, Force, Json, Out, Overrides, PairsFile, Seed
+from medley.ending import INTERRUPTED, tidy_ending
 from medley.errors import InputError, MedleyError
 from medley.noticed import noticing
 from medley.progress import printable, say
@@ -32,14 +33,11 @@ from medley.tables import print_results, print_steps
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 app.add_typer(cli_synthesize.app, name="synthesize")
-
-INTERRUPTED = 130
-"""What a command ends with after Ctrl-C: the shells' number for it."""
 
 
 def main() -> None:
@@ -47,7 +45,7 @@ def main() -> None:
     # On a CPU oneDNN keeps code for up to 1,024 shapes of matrices: hundreds of MB where texts have all lengths.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     try:
-        with noticing() as noticed:
+        with tidy_ending(), noticing() as noticed:
             status = app(prog_name="medley", standalone_mode=False)
         if os.environ.get("RANK", "0") == "0":  # of a launcher's processes one speaks for all
             noticed.tell("")

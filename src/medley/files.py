@@ -20,11 +20,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from medley.durable import flush, give_umask_mode, sync
 from medley.errors import InputError, OutputError
+from medley.replaceable import OWN_FILES, check_replaceable, entries, leave_mark
 from medley.text_file import decoded, lines_of, open_file, read_text
 
-OWN_FILES = ".medley-files"
-"""In a folder that Medley wrote: `files`, the names of all it wrote there (JSON). Any other is somebody else's."""
 MAX_DEPTH = 100
 """Deepest nesting of JSON and YAML that is read; what walks through values later is recursive."""
 LOOK_AGAIN_S = 0.1
@@ -161,74 +161,13 @@ def writing(path: Path, *, force: bool = True, own: bool = False) -> Iterator[Pa
             if not (own and folder and path.is_dir()):
                 check_replaceable(path, folder=folder, force=force or folder)
             if folder and not own:
-                leave_mark(temporary, {"files": sorted(_entries(temporary) - {OWN_FILES})})
+                leave_mark(temporary, {"files": sorted(entries(temporary) - {OWN_FILES})})
+            give_umask_mode(temporary)
+            if not _is_unfinished(path.parent):
+                flush(temporary)
             _replace(temporary, path)
         finally:
             remove(temporary)
-
-
-def check_replaceable(path: Path, *, folder: bool, force: bool) -> None:
-    """Raise OutputError unless a result, a file or a `folder`, may go to `path`.
-
-    It may where nothing is, and where an empty folder is to be a folder. With `force` it may replace a file, or a
-    folder that Medley wrote and that holds nothing else: one whose `.medley-files` names every entry. A folder never
-    replaces a file, nor a file a folder, and a symbolic link is left alone.
-    """
-    if not os.path.lexists(path):
-        return
-    if path.is_symlink():
-        raise OutputError(f"{path}: is a symbolic link, which Medley does not replace; name another place.")
-    if path.is_dir() != folder or not (path.is_dir() or path.is_file()):
-        there = "a folder" if path.is_dir() else "a file" if path.is_file() else "neither a file nor a folder"
-        wanted = "a folder" if folder else "a file"
-        raise OutputError(f"{path}: is {there}, but the result is {wanted}; name another place.")
-    if folder:
-        entries = _entries(path)
-        written = _written(path)
-        if not entries:
-            return
-        if written is None:
-            raise OutputError(
-                f"{path}: is not empty and was not written by Medley, so it is left alone; name another place."
-            )
-        foreign = sorted(entries - written)
-        if foreign:
-            more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
-            raise OutputError(
-                f"{path}: holds {foreign[0]}{more}, which Medley did not write; move it away, or name another place."
-            )
-    if not force:
-        raise OutputError(f"{path}: is there already; name another place, or replace it with --force.")
-
-
-def _entries(folder: Path) -> set[str]:
-    """Names of all files and folders below a folder, relative to it; links are not followed."""
-    return {
-        (Path(place) / name).relative_to(folder).as_posix()
-        for place, folders, files in os.walk(folder)
-        for name in (*folders, *files)
-    }
-
-
-def _written(folder: Path) -> set[str] | None:
-    """The names that Medley wrote into a folder, as its list there says; None without one."""
-    listed = read_mark(folder).get("files")
-    return {OWN_FILES, *map(str, listed)} if isinstance(listed, list) else None
-
-
-def read_mark(folder: Path) -> dict[str, Any]:
-    """What Medley's own file in a folder says of it; empty where there is none, or none of Medley's."""
-    try:
-        mark = json.loads((folder / OWN_FILES).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return mark if isinstance(mark, dict) else {}
-
-
-def leave_mark(folder: Path, mark: Mapping[str, Any]) -> None:
-    """Say in a folder what Medley has in it. A mark that is there goes first: it may be a second name of another."""
-    remove(folder / OWN_FILES)
-    (folder / OWN_FILES).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -241,6 +180,10 @@ def explained_write_errors(path: Path) -> Iterator[None]:
         if number in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(
                 f"{path}: the disk is full; free some space and run the same command again (nothing finished is lost)."
+            ) from problem
+        if number == errno.EFBIG:
+            raise OutputError(
+                f"{path}: is larger than the file system or `ulimit -f` allows; choose another --out or limit."
             ) from problem
         if number in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise OutputError(
@@ -259,7 +202,9 @@ def explained_write_errors(path: Path) -> Iterator[None]:
 def _system_error(problem: Exception) -> int | None:
     """The operating system's error number; safetensors hides it in the text of an error of its own."""
     if isinstance(problem, OSError):
-        return problem.errno
+        # numpy.save says no more than how much of an array found room
+        short = problem.errno is None and re.search(r"\d+ requested and \d+ written", str(problem))
+        return errno.ENOSPC if short else problem.errno
     hidden = (
         re.search(r"\(os error (\d+)\)", str(problem))
         if type(problem).__name__ == "SafetensorError"
@@ -282,6 +227,50 @@ def _replace(temporary: Path, path: Path) -> None:
         remove(outgoing)
     else:
         temporary.replace(path)
+    if not _is_unfinished(path.parent):
+        sync(path.parent)
+
+
+def _is_unfinished(folder: Path) -> bool:
+    """Whether a folder is part of one that is still being written, and is flushed as a whole at its end."""
+    return any(TEMPORARY.fullmatch(part) for part in folder.parts)
+
+
+TEMPORARY = re.compile(r"\.(.+)\.(writing|outgoing|process)-(\d+)")
+"""What `writing` and the processes of a launcher call unfinished things: the result's name, and whose it is."""
+
+
+def sweep(folder: Path, *names: str) -> None:
+    """Remove what processes that are gone left half-written in a folder: all of it, or of the results named.
+
+    Only what bears a temporary name of Medley's in full; a link goes itself, not what it leads to. A result that was
+    on its way out when the process was killed, with nothing in its place yet, is put back.
+    """
+    for path in sorted(folder.iterdir()):
+        found = TEMPORARY.fullmatch(path.name)
+        if found is None or _is_running(int(found[3])) or (names and _result_of(path.name) not in names):
+            continue
+        if found[2] == "outgoing" and not os.path.lexists(folder / found[1]):
+            path.rename(folder / found[1])
+        else:
+            remove(path)
+
+
+def _result_of(name: str) -> str:
+    """The result's name within a temporary name, which a writer within a writer has made twice."""
+    while found := TEMPORARY.fullmatch(name):
+        name = found[1]
+    return name
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return process != os.getpid()  # in a container every process may have the same number
 
 
 def remove(path: Path) -> None:

@@ -32,7 +32,7 @@ from medley.recipe_data import (
 )
 from medley.recipe_merge import MergeSettings
 from medley.recipe_places import with_places
-from medley.recipe_problems import explain, nearest
+from medley.recipe_problems import check_folder_name, explain, nearest
 from medley.statistics.demands import Demand
 from medley.train.settings import PretrainSettings, TrainSettings
 from medley.yaml_file import dump_yaml, parse_yaml, read_yaml
@@ -120,9 +120,9 @@ class EvaluateSettings(BaseModel):
     @model_validator(mode="after")
     def _systems_have_names_of_their_own(self) -> EvaluateSettings:
         for name, system in self.systems.items():
-            taken = name in ("merged", "base", "bm25", "all", "pretrained") or name.startswith("expert:")
-            if taken or "/" in name or name.startswith("."):
-                raise ValueError(f"systems.{name}: the name is taken or no folder name; choose another")
+            check_folder_name("systems", name)
+            if name in ("merged", "base", "bm25", "all", "pretrained") or name.startswith("expert:"):
+                raise ValueError(f"systems.{name}: the name is taken; choose another")
             if system in ("bm25", "bm25+bm25"):
                 raise ValueError(
                     f"systems.{name}: BM25 is one of `baselines`; name a model, or fuse one with +bm25"
@@ -150,7 +150,7 @@ class Recipe(BaseModel):
 
     model_config = STRICT
 
-    name: str = Field(min_length=1, description="of the run")
+    name: str = Field(description="of the run, and of its folder")
     base: str = Field(description="hub id, model folder, or `tiny` (bundled)")
     seed: int = Field(13, ge=0, description="of every random choice")
     licence: str = Field("", description="of the merged model, for its card")
@@ -182,6 +182,10 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _names_fit(self) -> Recipe:
+        check_folder_name("name", self.name)
+        for key, names in (("sources", self.sources), ("experts", self.experts)):
+            for name in names:
+                check_folder_name(key, name)
         for name, expert in self.experts.items():
             for source in expert.sources:
                 if source not in self.sources:

@@ -10,6 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+LONGEST_NAME = 200
+"""Bytes of a folder's name: file systems have 255, and temporary names are a little longer."""
+
 
 def explain(problem: ValidationError, model: type[BaseModel]) -> str:
     """The first thing that is wrong, in one sentence: key, value, and the nearest key or what is allowed."""
@@ -39,6 +42,19 @@ def nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; known: {', '.join(known)}" if known else ""
+
+
+def check_folder_name(key: str, name: str) -> None:
+    """Refuse what cannot be the name of one folder, or leads out of the folder it stands in. Raises ValueError."""
+    if (
+        not name.strip()
+        or name.startswith(".")
+        or any(c in "/\\" or not c.isprintable() for c in name)
+        or len(name.encode()) > LONGEST_NAME
+    ):
+        raise ValueError(
+            f"{key}: {name!r} cannot name a folder; take letters, digits, - and _, no slash and no dot in front"
+        )
 
 
 def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:

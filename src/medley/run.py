@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from medley.artefact import (
     read_artefact,
 )
 from medley.errors import OutputError, RecipeError
-from medley.files import explained_write_errors, held, remove, write_json, writing
+from medley.files import explained_write_errors, held, sweep, write_json, writing
 from medley.fingerprint import fingerprint
 from medley.noticed import noticing
 from medley.progress import say
@@ -293,6 +294,11 @@ def check_folder(folder: Path, name: str) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file; choose another --out.")
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not there.is_dir():
+        raise OutputError(f"{folder}: a file stands where a folder is needed; choose another --out.")
+    if not os.access(there, os.W_OK):
+        raise OutputError(f"{folder}: cannot be written (Permission denied); choose another --out.")
     manifest = folder / MANIFEST
     if manifest.exists():
         other = _name_in(manifest)
@@ -343,13 +349,12 @@ def locked(folder: Path) -> Iterator[int]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what a killed process left half-written."""
-    stages = folder / "stages"
-    if stages.is_dir():
-        for path in stages.glob("*/.*"):
-            remove(path)
-    for path in folder.glob(".*.writing-*"):
-        remove(path)
+    """Remove what a killed process left half-written. What a stage's folder leads to, where it is a link, stays."""
+    stages = folder / STAGES
+    sweep(folder)
+    for place in stages.iterdir() if stages.is_dir() and not stages.is_symlink() else ():
+        if place.is_dir() and not place.is_symlink():
+            sweep(place)
 
 
 def stages_until(until: str | None, stages: Sequence[str]) -> Sequence[str]:

@@ -2,16 +2,19 @@
 
 `Cached` asks another model only for what the file does not hold. `Replay` asks nobody. A line goes to the
 operating system in a single write before the reply is used, so that a process killed at any moment has every
-reply it ever used; a line torn by the kill is passed over. In memory there are only keys and offsets.
+reply it ever used; a line torn by the kill is passed over. A power cut takes no more than the replies of the last
+second. In memory there are only keys and offsets.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -27,6 +30,8 @@ from medley.llm.ledger import Ledger, Tokens
 from medley.llm.messages import Ask, ChatModel, Message, Reply, Request, as_json, request_key
 from medley.progress import say
 
+FLUSH_EVERY_S = 1.0
+"""How often replies are flushed to disk while they come in."""
 _CHUNK = 1 << 14
 _HEAD = re.compile(rb'\{"key": "([0-9a-f]{16})", "tokens": \[(\d{1,15}), (\d{1,15})\], ')
 """How a line begins: enough to index it without parsing the texts."""
@@ -45,6 +50,7 @@ class ReplyFile:
         self._index = OffsetIndex()
         self._lock = threading.Lock()
         self._file: int | None = None
+        self._flushed = 0.0
         try:
             damaged = self._read_index()
         except FileNotFoundError:
@@ -116,6 +122,11 @@ class ReplyFile:
             start = os.lseek(file, 0, os.SEEK_CUR) - written
             while written < len(line):  # a disk that is nearly full takes a part; the next write says so
                 written += os.write(file, line[written:])
+            if (
+                time.monotonic() - self._flushed >= FLUSH_EVERY_S
+            ):  # each would cost more than a fast server's reply
+                os.fsync(file)
+                self._flushed = time.monotonic()
             self._index.put(int(key, 16) or 1, start)
             self.spent += Tokens(reply.prompt_tokens, reply.completion_tokens)
 
@@ -128,8 +139,14 @@ class ReplyFile:
             if size and os.pread(file, 1, size - 1) != b"\n":
                 os.write(file, b"\n")
             self._file = file
-            weakref.finalize(self, os.close, file)
+            weakref.finalize(self, _close, file)
         return self._file
+
+
+def _close(file: int) -> None:
+    with contextlib.suppress(OSError):  # a full disk was told when the reply was written
+        os.fsync(file)
+    os.close(file)
 
 
 class Cached:

@@ -13,6 +13,7 @@ import sys
 import threading
 from pathlib import Path
 
+from medley.ending import tidy_ending
 from medley.errors import MedleyError
 from medley.files import remove
 from medley.pipeline.plan import plan_steps
@@ -58,7 +59,8 @@ def _wait_for_the_end() -> None:
 if __name__ == "__main__":
     end_with_the_run()
     try:
-        work(Path(sys.argv[1]), sys.argv[2])
+        with tidy_ending():
+            work(Path(sys.argv[1]), sys.argv[2])
     except MedleyError as problem:
         say(f"medley: {problem}")
         sys.exit(problem.exit_code)

@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medley.durable import flush
 from medley.errors import DivergedError, InputError, ModelError
 from medley.files import explained_write_errors, read_json, write_json
 from medley.fingerprint import fingerprint
 from medley.pairs import TrainingPair
 from medley.train.gradient_cache import GradientCache
-from medley.train.processes import shared
+from medley.train.processes import is_first, shared
 from medley.train.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ def build_trainer(
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+                flush(folder)
                 # where memory ran out before, it need not run out again
                 write_json(folder / FINISHED, {"identity": identity, "max_tokens": cache.max_tokens})
 
@@ -142,7 +144,7 @@ def checkpoint_folder(given: Path | None) -> Iterator[Path]:
 
 
 def saving_every(minutes: float) -> TrainerCallback:
-    """A callback that asks for a checkpoint when so much time has gone by since the last."""
+    """A callback that asks for a checkpoint when so much time has gone by since the last, and flushes it to disk."""
     from transformers import TrainerCallback
 
     class Saving(TrainerCallback):
@@ -154,6 +156,10 @@ def saving_every(minutes: float) -> TrainerCallback:
             if shared(lambda: time.monotonic() - self._last >= 60 * minutes):
                 self._last = time.monotonic()
                 control.should_save = True
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if is_first():
+                flush(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     return Saving()
 
