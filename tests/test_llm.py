@@ -24,7 +24,7 @@ from medley.llm import (
     complete_stream,
     open_chat,
 )
-from medley.llm.transport import Answer as Received
+from medley.llm.answer import Answer as Received
 from medley.llm.trouble import retry_after_s
 from medley.recipe import parse_recipe
 

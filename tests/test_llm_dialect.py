@@ -14,10 +14,10 @@ from llm_calls import ASK, chat_with, numbered
 from llm_server import Answer, ChatServer, completion, failure
 from medley.errors import EndpointError, InputError
 from medley.llm import LlmSettings, Message, Reply, Sampling, complete, complete_many
+from medley.llm.answer import Answer as Received
 from medley.llm.dialect import reply_of
 from medley.llm.extra import extra_from_options
 from medley.llm.messages import bare, without_thinking
-from medley.llm.transport import Answer as Received
 
 pytestmark = pytest.mark.usefixtures("no_proxy_and_no_key")
 

@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import JsonValue
@@ -21,12 +22,15 @@ from medley.errors import EndpointError
 from medley.evaluate.access import Access, check_server
 from medley.fingerprint import fingerprint
 from medley.llm.addresses import key_in, tell_plain, without
+from medley.llm.answer import Answer, LostError
 from medley.llm.dialect import complaint_of
-from medley.llm.transport import Answer, LostError, Transport
 from medley.llm.trouble import retry_after_s
 from medley.progress import say
 from medley.search.embedder import Embedder
 from medley.template import Template
+
+if TYPE_CHECKING:
+    from medley.llm.transport import Transport
 
 BATCH = 64
 """Texts of one request, until the server wants fewer."""
@@ -122,6 +126,8 @@ class EmbeddingClient:
         return asyncio.run(self._all(texts, extra or {})) if texts else np.zeros((0, 0), dtype=np.float32)
 
     async def _all(self, texts: list[str], extra: Mapping[str, JsonValue]) -> np.ndarray:
+        from medley.llm.transport import Transport
+
         tell_plain(self._server.base_url, with_key=bool(self._key))
         try:
             transport = Transport(self._server.base_url, TIMEOUT_S, self._headers)

@@ -14,8 +14,8 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from medley.llm.answer import Answer
 from medley.llm.messages import Message, Reply, Request, Sampling, as_json, estimated_tokens, reply_from
-from medley.llm.transport import Answer
 
 TEXT_PARTS = ("text", "output_text", None)
 """Types of a content part that is text; a bare string has none."""

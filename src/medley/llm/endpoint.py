@@ -11,16 +11,20 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from medley.errors import EndpointError
 from medley.llm.addresses import key_in, tell_plain, without
+from medley.llm.answer import LostError
 from medley.llm.dialect import Dialect, adapted, complaint_of, reply_of, request_body
 from medley.llm.ledger import NOTHING, Books, Budget, Ledger, Tokens
 from medley.llm.messages import Ask, Reply, Request
 from medley.llm.settings import LlmSettings
-from medley.llm.transport import LostError, Transport
 from medley.llm.trouble import Trouble, invalid_answer, trouble_of_loss, trouble_of_status
 from medley.progress import say
+
+if TYPE_CHECKING:
+    from medley.llm.transport import Transport
 
 LONGEST_BACKOFF_S = 30.0
 
@@ -55,6 +59,8 @@ class Endpoint:
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Ask]:
         """Open connections; asking raises BudgetSpentError for a request that was not sent."""
+        from medley.llm.transport import Transport
+
         tell_plain(self.base_url, with_key=bool(self._key))
         try:
             transport = Transport(self.base_url, self.settings.timeout_s, self._headers)

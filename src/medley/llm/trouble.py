@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from medley.llm.answer import Answer, LostError
 from medley.llm.settings import LlmSettings
-from medley.llm.transport import Answer, LostError
 
 PASSING = (408, 409, 425, 429)
 LONGEST_WAIT_S = 600.0
