@@ -21,14 +21,14 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "bundled" not in path
 
 LAYERS = (
     {"errors"},
-    {"files", "text_file", "yaml_file", "csv_file", "fingerprint", "progress", "markdown", "overlap", "words", "template", "collections", "documents",
+    {"files", "recipe_problems", "text_file", "yaml_file", "csv_file", "fingerprint", "progress", "markdown", "overlap", "words", "template", "collections", "documents",
      "qrels", "mteb_tasks", "pair_files", "pairs", "leaks", "origins", "positives", "prompt_file", "hub", "loading", "model_name", "traits", "statistics", "finite",
      "noticed",
      "ending", "durable", "replaceable"},
     {"artefact", "run", "reuse", "claim"},
     {"llm", "batches", "encoder", "search", "backbone", "lowrank", "expert", "any_model", "prefix"},
     {"mine", "synthesize", "guard", "review", "prompts", "train", "merge", "evaluate", "report"},
-    {"recipe", "recipe_data", "recipe_merge", "recipe_places", "recipe_problems"},  # every stage's settings in one file; the stages themselves it does not call
+    {"recipe", "recipe_data", "recipe_merge", "recipe_places"},  # every stage's settings in one file; the stages themselves it does not call
     {"pipeline"},
     {"cli", "cli_compare", "cli_evaluate", "cli_guard", "cli_leaks", "cli_llm", "cli_options", "cli_prompts", "cli_synthesize",
      "cli_train", "__main__", "tables"},

@@ -12,8 +12,10 @@ import pytest
 
 from medley import text_file
 from medley.collections import load_collection
+from medley.documents import shards_of
 from medley.errors import InputError
 from medley.files import read_json, read_jsonl, read_object
+from medley.model_name import resolve_base
 from medley.pairs import read_pairs
 from medley.prompt_file import read_prompt
 from medley.recipe import load_recipe
@@ -156,3 +158,24 @@ def test_a_document_that_is_no_object(tmp_path, text, found):
         InputError, match=rf"x.json: expected a JSON object, found {found}; is this the right file"
     ):
         read_object(path)
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "~nobody-of-this-name/x"])
+def test_a_name_that_no_file_can_have_is_told_wherever_names_are_read(name):
+    for read in (
+        load_collection,
+        resolve_base,
+        lambda name: read_pairs(Path(name)),
+        lambda name: shards_of(Path(name)),
+    ):
+        with pytest.raises(InputError, match=r": cannot be looked up \(.*\); check the path"):
+            read(name)
+
+
+def test_a_message_is_one_line_and_its_middle_is_left_out_where_it_is_endless():
+    said = str(InputError(f"x.jsonl:1: two\r\nlines and {'a' * 100_000}; mend it."))
+    assert (
+        said.startswith("x.jsonl:1: two lines and aaa")
+        and said.endswith("aaa; mend it.")
+        and len(said) < 1_000
+    )

@@ -99,8 +99,8 @@ def test_files_with_gradients_filters_and_slices_merge_as_mergekit_does(
         ({"slices": [{"sources": [{"model": "a", "layer_range": [1, 2]}]}]}, "slices must put"),
         ({"slices": [{"sources": [{"model": "a", "layer_range": [0, 2]}, {"model": "b", "layer_range": [2, 4]}]}]},
          "slices must put"),
-        ({"models": [{"parameters": {}}]}, "has no model"),
-        ({"models": []}, "lists no models"),
+        ({"models": [{"parameters": {}}]}, "models.0.model: this key is required"),
+        ({"models": []}, "Exactly one of"),
     ],
 )  # fmt: skip
 def test_what_has_no_counterpart_is_named(tmp_path, change, words):

@@ -22,7 +22,7 @@ from medley.errors import CollectionError
 from medley.files import json_kind, parse_json_line, read_jsonl, write_jsonl, write_text
 from medley.fingerprint import fingerprint, fingerprint_file, fingerprint_texts
 from medley.qrels import HEADER, Judgements, read_qrels
-from medley.text_file import check_file, lines_of, open_file
+from medley.text_file import as_path, check_file, lines_of, open_file
 
 BUNDLED = Path(__file__).parent / "bundled"
 SLICE = re.compile(r"(?P<split>[^\[\]:/]+)\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?\]")
@@ -174,7 +174,13 @@ def split_spec(spec: str, default_split: str = "test") -> tuple[str, str]:
     if sliced := re.fullmatch(rf"(?P<name>.+?):(?P<whole>{SLICE.pattern})", spec):
         return sliced["name"], sliced["whole"]
     name, colon, split = spec.rpartition(":")
-    if not colon or not name or "/" in split or "\\" in split or Path(os.path.expandvars(spec)).exists():
+    if (
+        not colon
+        or not name
+        or "/" in split
+        or "\\" in split
+        or as_path(os.path.expandvars(spec), CollectionError).exists()
+    ):
         return spec, default_split
     return name, split
 
@@ -184,7 +190,7 @@ def find_folder(name: str) -> Path | None:
 
     Raises CollectionError for a path that plainly means a folder but is none, or an unset variable.
     """
-    expanded = str(Path(os.path.expandvars(name)).expanduser())
+    expanded = str(as_path(os.path.expandvars(name), CollectionError))
     if "$" in expanded:
         raise CollectionError(
             f"{name}: the environment variable is not set; export it or write the path out."
@@ -218,7 +224,7 @@ def read_folder(
     texts, unusable = _read_queries(folder / "queries.jsonl")
     sliced = SLICE.fullmatch(split)
     qrels_path = folder / "qrels" / f"{sliced['split'] if sliced else split}.tsv"
-    if not qrels_path.is_file():
+    if not as_path(str(qrels_path), CollectionError).is_file():
         splits = ", ".join(sorted(file.stem for file in (folder / "qrels").glob("*.tsv"))) or "none"
         raise CollectionError(f"{qrels_path}: no such split; this collection has: {splits}.")
     judgements, dangling = read_qrels(

@@ -5,6 +5,7 @@ In: CSV or TSV as spreadsheets and pandas write it, plain or gzipped. Out: rows 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
@@ -49,8 +50,9 @@ def read_csv(
 
 def _separator(first: str, is_head: Callable[[Collection[str]], bool]) -> str | None:
     for separator in (",", ";", "\t"):
-        if is_head([cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]):
-            return separator
+        with contextlib.suppress(csv.Error):
+            if is_head([cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]):
+                return separator
     return None
 
 

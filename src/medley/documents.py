@@ -8,16 +8,17 @@ open is a shard too. Only one document, or one row group of Parquet, is in memor
 
 from __future__ import annotations
 
-import gzip
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from medley.collections import Passage
 from medley.errors import CollectionError
-from medley.files import parse_json_line
+from medley.files import json_kind, parse_json_line
+from medley.progress import say
+from medley.text_file import as_path, check_file, lines_of, open_file, read_text
 
 ROWS = (".jsonl", ".jsonl.gz", ".json.gz", ".parquet")
 WHOLE = (".txt", ".md", ".markdown")
@@ -46,7 +47,7 @@ class Place:
 
 def shards_of(source: Path) -> list[Path]:
     """The files of a source, in order. Raises CollectionError where there is none of a known kind."""
-    if source.is_file():
+    if as_path(str(source), CollectionError).is_file():
         if not source.name.endswith((*ROWS, *WHOLE)):
             raise CollectionError(
                 f"{source}: is no kind of text that is known; give {', '.join((*ROWS, *WHOLE))}."
@@ -61,24 +62,43 @@ def shards_of(source: Path) -> list[Path]:
 
 
 def read_documents(shards: Sequence[Shard], start: Place = Place()) -> Iterator[tuple[Document, Place]]:
-    """Each document from `start` on, with the place after it. Rows without any text are left out.
+    """Each document from `start` on, with the place after it.
 
-    Raises CollectionError with file:line for a row that cannot be read.
+    Rows without any text are left out, and of several text files those that cannot be read (one that is no UTF-8 must
+    not cost the others); both are counted and told. Raises CollectionError with file:line for a row that cannot be
+    read, and where no file can.
     """
+    empty = unreadable = 0
     for number in range(start.shard, len(shards)):
         shard = shards[number]
         first = start if number == start.shard else Place(number)
-        if not isinstance(shard, Path):
-            rows = _corpus(shard, first)
-        elif shard.suffix == ".parquet":
-            rows = _parquet(shard, first)
-        elif shard.name.endswith(ROWS):
-            rows = _lines(shard, first)
-        else:
-            rows = _whole(shard, first)
-        for document, place in rows:
-            if document.text.strip():
-                yield document, place
+        try:
+            for document, place in _documents(shard, first):
+                if document.text.strip():
+                    yield document, place
+                else:
+                    empty += 1
+        except CollectionError as problem:
+            unreadable += 1
+            if not _is_whole(shard) or unreadable == len(shards):
+                raise
+            say(f"left out: {problem}")
+    if unreadable:
+        say(f"{unreadable:,} of {len(shards):,} files cannot be read and are left out")
+    if empty:
+        say(f"{empty:,} documents without any text are left out")
+
+
+def _is_whole(shard: Shard) -> bool:
+    return isinstance(shard, Path) and shard.name.endswith(WHOLE)
+
+
+def _documents(shard: Shard, first: Place) -> Iterator[tuple[Document, Place]]:
+    if not isinstance(shard, Path):
+        return _corpus(shard, first)
+    if shard.suffix == ".parquet":
+        return _parquet(shard, first)
+    return _whole(shard, first) if _is_whole(shard) else _lines(shard, first)
 
 
 def _corpus(corpus: Sequence[Passage], start: Place) -> Iterator[tuple[Document, Place]]:
@@ -87,32 +107,24 @@ def _corpus(corpus: Sequence[Passage], start: Place) -> Iterator[tuple[Document,
         yield Document(passage.text, passage.title), Place(start.shard, row + 1)
 
 
-def _opened(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
-
-
 def _lines(path: Path, start: Place) -> Iterator[tuple[Document, Place]]:
     packed = path.suffix == ".gz"
-    try:
-        with _opened(path) as stream:
-            offset, done = (0, 0) if packed else (start.offset, start.row)
-            stream.seek(offset)
-            for row, raw in enumerate(stream, start=done + 1):
-                offset += len(raw)
-                if row > start.row and raw.strip():
-                    where = f"{path}:{row}"
-                    document = _from_row(parse_json_line(raw, where, CollectionError), where)
-                    yield document, Place(start.shard, row, offset)
-    except (gzip.BadGzipFile, EOFError) as problem:
-        raise CollectionError(
-            f"{path}: not a complete gzip file ({problem}); compress it again."
-        ) from problem
+    with open_file(path, CollectionError) as stream:
+        offset, done = (0, 0) if packed else (start.offset, start.row)
+        stream.seek(offset)
+        for row, raw in enumerate(lines_of(stream, path, CollectionError), start=done + 1):
+            offset += len(raw)
+            if row > start.row and raw.strip():
+                where = f"{path}:{row}"
+                document = _from_row(parse_json_line(raw, where, CollectionError), where)
+                yield document, Place(start.shard, row, offset)
 
 
 def _parquet(path: Path, start: Place) -> Iterator[tuple[Document, Place]]:
     import pyarrow
     import pyarrow.parquet
 
+    check_file(path, CollectionError)
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             first = 0
@@ -123,19 +135,15 @@ def _parquet(path: Path, start: Place) -> Iterator[tuple[Document, Place]]:
                         if row > start.row:
                             yield _from_row(values, f"{path}: row {row}"), Place(start.shard, row)
                 first = after
-    except pyarrow.ArrowInvalid as problem:
-        raise CollectionError(f"{path}: cannot be read as Parquet ({problem}); write it again.") from problem
+    except (pyarrow.ArrowException, OSError, ValueError) as problem:
+        reason = str(problem).strip().splitlines()[0].rstrip(".")
+        raise CollectionError(f"{path}: cannot be read as Parquet ({reason}); write it again.") from problem
 
 
 def _whole(path: Path, start: Place) -> Iterator[tuple[Document, Place]]:
     if start.row:
         return
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as problem:
-        raise CollectionError(
-            f"{path}: byte {problem.start} is not UTF-8; save the file as UTF-8."
-        ) from problem
+    text = read_text(path, CollectionError)
     place = Place(start.shard, 1)
     yield (from_markdown(text) if path.suffix != ".txt" else Document(text)), place
 
@@ -164,6 +172,8 @@ def _from_row(row: Mapping[str, Any], where: str) -> Document:
     text = row.get("text", row.get("contents"))
     title = row.get("title") or ""
     given = row.get("sections") or []
+    if not isinstance(given, list):
+        raise CollectionError(f"{where}: sections is {json_kind(given)}; write a list of objects.")
     if text is None and given:
         text = "\n".join(str(section.get("text", "")) for section in given if isinstance(section, Mapping))
     if not isinstance(text, str) or not isinstance(title, str):

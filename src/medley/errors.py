@@ -16,11 +16,24 @@ MedleyError                 exit code 1: something went wrong that is not the us
 
 from __future__ import annotations
 
+import re
+
+LONGEST = 1_000
+"""Characters of a message that are shown."""
+
 
 class MedleyError(Exception):
-    """Any failure that Medley reports in one sentence."""
+    """Any failure that Medley reports in one sentence.
+
+    Its text is one line, whatever was quoted in it; of an endless one the middle is left out, since the place stands at
+    its start and the remedy at its end.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        said = re.sub(r"\s*[\r\n]\s*", " ", super().__str__())
+        return said if len(said) <= LONGEST else f"{said[: LONGEST * 2 // 3]} [...] {said[-LONGEST // 4 :]}"
 
 
 class DemandError(MedleyError):

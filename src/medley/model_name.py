@@ -13,6 +13,7 @@ from medley.files import read_json
 from medley.fingerprint import fingerprint, fingerprint_folder
 from medley.hub import check_hub_model
 from medley.loading import opening
+from medley.text_file import as_path
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -24,7 +25,7 @@ def resolve_base(base: str) -> str:
     """
     if base == "tiny":
         return str(BUNDLED / "tiny")
-    path = Path(base).expanduser()
+    path = as_path(base, ModelError)
     if path.exists():
         if not (path / "config.json").is_file() and not (path / "modules.json").is_file():
             if is_adapter(base):

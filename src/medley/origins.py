@@ -49,8 +49,20 @@ def negatives_of(pair: TrainingPair) -> list[Negative]:
             kind = entry.get("kind") if isinstance(entry, Mapping) else None
             scores = record.get("scores") if isinstance(record, Mapping) else None
             score = scores[position] if isinstance(scores, list) and len(scores) == stop - start else None
+            score = score if isinstance(score, (int, float)) else None
             found.append(Negative(text, RECORDS.get(key, "unknown"), str(kind or ""), score))
     return found
+
+
+def guard_entries(pair: TrainingPair, key: Literal["kept", "removed"]) -> list[Mapping[str, Any]]:
+    """What the guard wrote of each negative that it kept or removed; nothing where the list is not the guard's."""
+    guard = pair.provenance.get("guard")
+    entries = guard.get(key) if isinstance(guard, Mapping) else None
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        return []
+    if key == "removed" and not all(isinstance(entry.get("text"), str) for entry in entries):
+        return []
+    return entries
 
 
 def without_negatives(pair: TrainingPair, removed: Set[int]) -> TrainingPair:
@@ -74,7 +86,7 @@ def _filtered(record: Any, size: int, kept: Sequence[int]) -> Any:
     """A record whose lists of this length have only the entries at the kept positions."""
     if isinstance(record, list) and len(record) == size:
         return [record[position] for position in kept]
-    if isinstance(record, Mapping) and len(record.get("ids", ())) == size:
+    if isinstance(record, Mapping) and isinstance(record.get("ids"), list) and len(record["ids"]) == size:
         return {key: _filtered(value, size, kept) for key, value in record.items()}
     return record
 

@@ -14,7 +14,7 @@ from typing import Any
 from medley.csv_file import read_csv
 from medley.errors import PairsError
 from medley.files import parse_json, read_jsonl, read_object
-from medley.text_file import check_file
+from medley.text_file import as_path, check_file
 
 SPLITS = "dataset_dict.json"
 """What `datasets` writes into a folder that holds several splits."""
@@ -44,7 +44,7 @@ def located(path: Path) -> Path:
 
     Raises PairsError naming the splits where a folder has several and none of them is named.
     """
-    if (path / SPLITS).is_file():
+    if (as_path(str(path), PairsError) / SPLITS).is_file():
         splits = _splits(path)
         raise PairsError(f"{path}: holds the splits {', '.join(splits)}; name one, as in {path}:{splits[0]}.")
     folder, colon, split = str(path).rpartition(":")

@@ -72,10 +72,13 @@ def read_qrels(
         query_id, passage_id = fields[query], fields[passage]
         grade = _grade(fields[score], where)
         if query_id not in known_queries:
-            dangling, first = dangling + 1, first or f"{where}: query id {query_id!r} is not in queries.jsonl"
+            dangling, first = (
+                dangling + 1,
+                first or f"{where}: query id {query_id[:80]!r} is not in queries.jsonl",
+            )
         elif passage_id not in known_passages:
             dangling += 1
-            first = first or f"{where}: passage id {passage_id!r} is in no line of corpus.jsonl"
+            first = first or f"{where}: passage id {passage_id[:80]!r} is in no line of corpus.jsonl"
         elif judgements.setdefault(query_id, {}).setdefault(passage_id, grade) != grade:
             raise CollectionError(
                 f"{where}: {query_id!r} judges {passage_id!r} a second time, and differently; keep one line."

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medley.collections import split_spec
+from medley.errors import RecipeError
+from medley.text_file import as_path
 
 if TYPE_CHECKING:
     from medley.recipe import Expert, Recipe
@@ -88,12 +90,12 @@ def _absolute_system(system: str) -> str:
 def _absolute_pairs(path: str) -> str:
     """A pairs file's absolute path; the split of a data-set folder stays behind it."""
     folder, colon, split = path.rpartition(":")
-    if colon and Path(folder).expanduser().is_dir() and not Path(path).expanduser().exists():
+    if colon and as_path(folder, RecipeError).is_dir() and not as_path(path, RecipeError).exists():
         return f"{_absolute(folder)}:{split}"
     return _absolute(path)
 
 
 def _absolute(path: str) -> str:
-    expanded = Path(path).expanduser()
+    expanded = as_path(path, RecipeError)
     keep = "$" in path or path in ("tiny", "bm25") or path.startswith("demo/")
     return path if keep or not expanded.exists() else str(expanded.resolve())

@@ -16,7 +16,8 @@ LONGEST_NAME = 200
 
 def explain(problem: ValidationError, model: type[BaseModel]) -> str:
     """The first thing that is wrong, in one sentence: key, value, and the nearest key or what is allowed."""
-    error = problem.errors()[0]
+    # an unknown key explains a missing one
+    error = min(problem.errors(), key=lambda error: error["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         known = _fields_at(model, error["loc"][:-1])
@@ -61,10 +62,14 @@ def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[st
     """The known keys of the model found by walking `location`, through dicts, lists and optionals."""
     current: Any = model
     for part in location:
-        fields = getattr(current, "model_fields", None)
-        if fields and part in fields:
+        if part in (fields := _fields(current)):
             current = _model_in(fields[part].annotation)
-    return list(getattr(current, "model_fields", {}))
+    return list(_fields(current))
+
+
+def _fields(model: Any) -> dict[Any, Any]:
+    """A model's fields by the keys that people write; none of what is no model."""
+    return {field.alias or name: field for name, field in getattr(model, "model_fields", {}).items()}
 
 
 def _model_in(annotation: Any) -> Any:

@@ -28,6 +28,17 @@ _MARKS = {
 """Byte order marks, and the encoding that each says."""
 
 
+def as_path(name: str, error: type[InputError] = InputError) -> Path:
+    """The path that a name stands for, with `~` filled in. Raises `error` for what no file can be called."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as problem:  # too long, not to be entered, no such home
+        reason = problem.strerror if isinstance(problem, OSError) else problem
+        raise error(f"{name}: cannot be looked up ({reason}); check the path.") from problem
+    return path
+
+
 def check_file(
     path: Path, error: type[InputError] = InputError, *, missing: str = "no such file; check the path"
 ) -> None:

@@ -27,7 +27,7 @@ def check_server(name: str) -> None:
 class Access(BaseModel):
     """What a server is asked with beside the texts."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
     api_key_env: str | None = Field(None, description="the environment variable that holds the server's key")
     extra_body: dict[str, JsonValue] = Field(

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medley.errors import RecipeError
 from medley.merge.coefficients import Kind, Layout, before_layers, layer_cuts
+from medley.recipe_problems import explain
 
 if TYPE_CHECKING:
     from medley.merge.settings import MergeFile, MergeParameters
@@ -35,6 +36,8 @@ FILTERS: dict[Kind, tuple[str, ...]] = {
 
 def read_mergekit(value: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A mergekit configuration in the words of a merge file. Raises RecipeError naming what cannot be read."""
+    from mergekit.config import MergeConfiguration
+
     for key in value:
         if key not in KNOWN:
             raise RecipeError(
@@ -45,6 +48,12 @@ def read_mergekit(value: Mapping[str, Any], where: str) -> dict[str, Any]:
             f"{where}: tokenizer_source {value['tokenizer_source']!r} has no counterpart here; use "
             "`keep: {from: NAME, tensors: [embed_tokens, tokenizer]}` in a merge file."
         )
+    try:
+        MergeConfiguration.model_validate(value)
+    except ValidationError as problem:
+        raise RecipeError(f"{where}: {explain(problem, MergeConfiguration)}") from problem
+    except (RuntimeError, ValueError, TypeError) as problem:
+        raise RecipeError(f"{where}: mergekit refuses it ({problem}).") from problem
     slices = _slices(value, where)
     listed = list(dict.fromkeys(location for part in slices for location, _ in part["sources"]))
     base = _location(value.get("base_model")) or (listed[0] if listed else None)

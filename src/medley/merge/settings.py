@@ -16,6 +16,8 @@ from medley.encoder import RetrieverSettings
 from medley.errors import RecipeError
 from medley.merge.coefficients import Kind, Segments, Weight
 from medley.merge.mergekit_file import MergekitSettings, read_mergekit
+from medley.recipe_problems import explain
+from medley.text_file import as_path
 
 METHODS = (
     "linear", "task_arithmetic", "ties", "dare_ties", "dare_linear", "della", "della_linear", "breadcrumbs",
@@ -286,25 +288,7 @@ def parse_merge_file(value: Mapping[str, Any], where: str) -> MergeFile:
     try:
         return MergeFile.model_validate(value)
     except ValidationError as problem:
-        # an unknown key explains a missing one; a NaN explains why a value fits no form that it may have
-        told_first = {"extra_forbidden": 0, "finite_number": 1}
-        first = min(problem.errors(), key=lambda error: told_first.get(error["type"], 2))
-        location = [part for part in first["loc"] if isinstance(part, str)]
-        place = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            known = _known_keys(location[:-1])
-            raise RecipeError(f"{where}: unknown key {place!r}{_nearest(location[-1], known)}.") from problem
-        message = first["msg"].removeprefix("Value error, ")
-        raise RecipeError(f"{where}: {place + ': ' if place else ''}{message}.") from problem
-
-
-def _known_keys(location: list[str]) -> list[str]:
-    models: dict[str, type[BaseModel]] = {
-        "parameters": MergeParameters, "keep": KeepSettings, "search": SearchSettings,
-        "retriever": RetrieverSettings,
-    }  # fmt: skip
-    model = models.get(location[0], MergeFile) if location else MergeFile
-    return [field.alias or name for name, field in model.model_fields.items()]
+        raise RecipeError(f"{where}: {explain(problem, MergeFile)}") from problem
 
 
 def _nearest(word: str, known: Any) -> str:
@@ -317,8 +301,8 @@ def _with_paths(value: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Paths written relative to the file; a hub id stays, as nothing of that name lies beside the file."""
 
     def located(path: Any) -> Any:
-        expanded = Path(str(path)).expanduser()
-        beside = folder / expanded
+        expanded = as_path(str(path), RecipeError)
+        beside = as_path(str(folder / expanded), RecipeError)
         return str(beside) if not expanded.is_absolute() and beside.exists() else str(expanded)
 
     changed = dict(value)

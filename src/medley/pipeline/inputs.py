@@ -15,6 +15,7 @@ from medley.fingerprint import fingerprint, fingerprint_file, fingerprint_path, 
 from medley.model_name import model_identity
 from medley.pair_files import located
 from medley.pairs import iter_pairs
+from medley.text_file import as_path
 
 ALL = "all"
 """Name of the model trained on all the data together."""
@@ -107,7 +108,7 @@ class Inputs:
 
 def expanded(path: str) -> Path:
     """A recipe's path with `~` and `$VARIABLES` filled in; PairsError where a variable is unset."""
-    filled = Path(os.path.expandvars(path)).expanduser()
+    filled = as_path(os.path.expandvars(path), PairsError)
     if "$" in str(filled):
         raise PairsError(f"{path}: the environment variable is not set; export it or write the path out.")
     return filled

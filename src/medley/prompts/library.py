@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medley.errors import InputError
+from medley.files import json_kind
 from medley.yaml_file import read_yaml
 
 LIBRARY = Path(__file__).with_name("library.yaml")
@@ -75,7 +76,10 @@ def read_library(path: Path | None = None) -> Library:
     twice = next((text for text in texts if texts.count(text) > 1), None)
     if twice:
         raise InputError(f"{where}: holds {twice!r} twice; take one out.")
-    return Library(int(content.get("version", 1)), tuple(entries))
+    version = content.get("version", 1)
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise InputError(f"{where}: version: {json_kind(version)} is no whole number; write `version: 1`.")
+    return Library(version, tuple(entries))
 
 
 def _entry(row: object, where: str) -> Entry:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from medley.errors import PairsError
-from medley.origins import negatives_of, without_negatives
+from medley.origins import guard_entries, negatives_of, without_negatives
 from medley.overlap import normal_form
 from medley.pairs import TrainingPair, numbered
 from medley.review.sheet import Item, find_item
@@ -110,13 +110,14 @@ def _restored(pair: TrainingPair, items: Sequence[Item]) -> TrainingPair:
     if not items:
         return pair
     provenance = dict(pair.provenance)
-    guard = provenance["guard"]
     places = {item.position for item in items}
     first = sum(negative.origin == "judged" for negative in negatives_of(pair))
-    kept = list(guard.get("kept", ()))
+    kept = guard_entries(pair, "kept")
     provenance["guard"] = {
         "kept": [*kept[:first], *({"verdict": "keep", "signal": "review"} for _ in items), *kept[first:]],
-        "removed": [entry for place, entry in enumerate(guard["removed"]) if place not in places],
+        "removed": [
+            entry for place, entry in enumerate(guard_entries(pair, "removed")) if place not in places
+        ],
     }
     negatives = (*pair.negatives[:first], *(item.text for item in items), *pair.negatives[first:])
     return replace(pair, negatives=negatives, provenance=provenance)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from medley.errors import PairsError
 from medley.fingerprint import fingerprint
-from medley.origins import negatives_of
+from medley.origins import guard_entries, negatives_of
 from medley.pairs import TrainingPair, numbered
 
 Status = Literal["negative", "removed", "pair"]
@@ -71,17 +71,15 @@ def _plain(value: object) -> str:
 
 def items_of(pair: TrainingPair, row: int) -> list[Item]:
     """Everything in a row that can be judged."""
-    guard = pair.provenance.get("guard")
-    guard = guard if isinstance(guard, Mapping) else {}
-    kept = list(guard.get("kept") or ())
+    kept = guard_entries(pair, "kept")
     verdicts = kept if len(kept) == len(pair.negatives) else [None] * len(pair.negatives)
     items = [
         Item(row, "negative", position, pair, n.text, n.label, n.score, verdicts[position])
         for position, n in enumerate(negatives_of(pair))
     ]
     items += [
-        Item(row, "removed", position, pair, str(entry["text"]), str(entry.get("origin", "")), None, entry)
-        for position, entry in enumerate(guard.get("removed") or ())
+        Item(row, "removed", position, pair, entry["text"], str(entry.get("origin", "")), None, entry)
+        for position, entry in enumerate(guard_entries(pair, "removed"))
     ]
     return items or [Item(row, "pair", 0, pair)]
 
@@ -95,9 +93,7 @@ def draw_items(pairs: Sequence[TrainingPair], *, count: int, seed: int) -> list[
 
 
 def _number_of_items(pair: TrainingPair) -> int:
-    guard = pair.provenance.get("guard")
-    removed = len(guard.get("removed") or ()) if isinstance(guard, Mapping) else 0
-    return len(pair.negatives) + removed or 1
+    return len(pair.negatives) + len(guard_entries(pair, "removed")) or 1
 
 
 def find_item(pairs: Sequence[TrainingPair], item_id: str, where: str) -> Item:
