@@ -13,7 +13,10 @@ from medley.errors import InputError
 if TYPE_CHECKING:
     from medley.llm import ChatModel, LlmSettings
 
-LlmUrl = Annotated[str | None, typer.Option("--llm-url", help="An OpenAI-compatible endpoint.")]
+LlmUrl = Annotated[
+    str | None,
+    typer.Option("--llm-url", help="An OpenAI-compatible endpoint, such as http://localhost:8000/v1."),
+]
 LlmModel = Annotated[str | None, typer.Option("--llm-model", help="The model's name at the endpoint.")]
 LlmLocal = Annotated[
     str | None,
@@ -29,9 +32,12 @@ LlmExtra = Annotated[
         help="A further field of each request, as the endpoint wants it, such as enable_thinking=false; repeatable.",
     ),
 ]
-Concurrency = Annotated[int, typer.Option("--concurrency", help="Requests in flight.")]
+Concurrency = Annotated[int, typer.Option("--concurrency", help="Requests under way at once.")]
 BudgetTokens = Annotated[
-    int | None, typer.Option("--budget-tokens", help="Stop cleanly before more tokens are used.")
+    int | None,
+    typer.Option(
+        "--budget-tokens", help="Stop before more tokens than this are used; what was made is kept."
+    ),
 ]
 
 

@@ -44,7 +44,7 @@ Kinds = Annotated[
     str | None, typer.Option(help="NAME=WEIGHT,...: which kinds, and how often each; default: all of them.")
 ]
 Styles = Annotated[str | None, typer.Option(help="NAME=WEIGHT,...: styles of queries; default: all of them.")]
-Instruction = Annotated[str, typer.Option(help="Task sentence of the rows.")]
+Instruction = Annotated[str, typer.Option(help="The instruction written into the rows.")]
 
 
 @app.command()
@@ -63,7 +63,7 @@ def negatives(
         Path | None, typer.Option(help="A file of kinds instead of the bundled one.")
     ] = None,
     prompt: Annotated[Path | None, typer.Option(help="A prompt file instead of the bundled one.")] = None,
-    per_query: Annotated[int, typer.Option(help="Negatives asked for, for each pair.")] = 1,
+    per_query: Annotated[int, typer.Option(help="How many negatives to ask for, for each pair.")] = 1,
     concurrency: Concurrency = 8,
     budget_tokens: BudgetTokens = None,
     seed: Seed = 13,
@@ -128,7 +128,7 @@ def queries(
     llm_model: LlmModel = None,
     llm_local: LlmLocal = None,
     llm_extra: LlmExtra = None,
-    per_passage: Annotated[int, typer.Option(help="Queries asked for, for each passage.")] = 1,
+    per_passage: Annotated[int, typer.Option(help="How many queries to ask for, for each passage.")] = 1,
     passages: Annotated[
         int | None, typer.Option(help="So many passages, drawn at random; default: all.")
     ] = None,
@@ -142,7 +142,7 @@ def queries(
     seed: Seed = 13,
     force: Force = False,
 ) -> None:
-    """Write queries for the passages of a corpus. BMRetriever's instance level; no query comes twice."""
+    """Write queries for the passages of a corpus (BMRetriever's instance level). No query comes twice."""
     from medley.any_model import open_model
     from medley.claim import claimed
     from medley.collections import load_corpus
@@ -175,9 +175,13 @@ def queries(
 @app.command()
 def tasks(
     out: Out,
-    tasks: Annotated[int, typer.Option(help="Tasks invented.")] = 20,
-    per_task: Annotated[int, typer.Option(help="Examples (query, positive, negative) of each task.")] = 10,
-    field: Annotated[str, typer.Option(help="Where the tasks are from, such as `biomedicine`.")] = "any",
+    tasks: Annotated[int, typer.Option(help="How many tasks to invent.")] = 20,
+    per_task: Annotated[
+        int, typer.Option(help="How many examples (query, positive, negative) to write for each task.")
+    ] = 10,
+    field: Annotated[
+        str, typer.Option(help="The field that the tasks are from, such as `biomedicine`.")
+    ] = "any",
     kinds: Kinds = None,
     styles: Styles = None,
     llm_url: LlmUrl = None,
@@ -191,7 +195,7 @@ def tasks(
     seed: Seed = 13,
     force: Force = False,
 ) -> None:
-    """Invent retrieval tasks, with texts for each. Query, positive and hard negative: BMRetriever's task level."""
+    """Invent retrieval tasks, and a query, a positive and a hard negative for each (BMRetriever's task level)."""
     from medley.any_model import open_model
     from medley.claim import claimed
     from medley.synthesize import (
