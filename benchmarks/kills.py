@@ -5,8 +5,8 @@
 The run (20 to 60 s on two cores) is made once without interruption. Then `--kills` times, and as often with
 `--devices 2`, its process alone is killed, not its children, at a moment drawn anew (`--seed`), and the same command is
 given again at once; after `--in-a-row` kills it is left to finish, and the next chain begins. Each chain's results and
-weights are compared with the uninterrupted run's, byte by byte, and so are the names of all files; the run's own
-temporary folder has to be empty, and no process of the chain may live on. Chains that are done stand in
+weights are compared with the uninterrupted run's, byte by byte, and so are the names of all files, those in a
+temporary folder of its own (TMPDIR) too; and no process of the chain may live on. Chains that are done stand in
 OUT/chains.jsonl: a benchmark that was stopped goes on with the next. `--chains` ends it after so many.
 """
 
@@ -36,7 +36,7 @@ negatives: {mined: {retriever: bm25, depth: 20, per_query: 1}, generated: {per_q
 experts:
   care: {sources: [care]}
   sci: {sources: [sci]}
-train: {lora: {rank: 4, alpha: 4}, learning_rate: 1e-2, batch_size: 4, mini_batch_size: 4, epochs: 8,
+train: {lora: {rank: 4, alpha: 4}, learning_rate: 1e-2, batch_size: 4, mini_batch_size: 4, epochs: 3,
         checkpoint_minutes: 0}
 merge:
   methods: [task_arithmetic]
@@ -150,7 +150,9 @@ def chain(
     left = [f"process {process.pid}" for process in alive]
     left += sorted(names_in(run) - names_in(place / "whole"))
     left += [f"not there: {name}" for name in sorted(names_in(place / "whole") - names_in(run))]
-    left += [f"TMPDIR/{entry.name}" for entry in (place / f"{name}.tmp").iterdir()]
+    left += [
+        f"TMPDIR/{entry}" for entry in sorted(names_in(place / f"{name}.tmp") - names_in(place / "whole.tmp"))
+    ]
     different = [*([f"exit {code}"] if code else []), *differences(place / "whole", run)]
     return Chain(devices, after, steps, different, left)
 
