@@ -12,7 +12,7 @@ import sys
 import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -128,6 +128,8 @@ def _models_in(annotation: Any, key: str) -> Iterator[tuple[str, type[BaseModel]
 
 def _type(annotation: Any) -> str:
     """A type in words."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in NAMES:
         return NAMES[annotation]
@@ -216,7 +218,11 @@ def _parameters(command: Any) -> Sequence[str]:
             default = "off"
         else:
             default = "" if parameter.default is None else _literal(parameter.default)
-        repeatable = " May be given several times." if parameter.multiple else ""
+        repeatable = (
+            " May be given several times."
+            if parameter.multiple and "repeatable" not in (parameter.help or "")
+            else ""
+        )
         rows.append(f"| `{name}` | {default} | {_cell(parameter.help or '')}{repeatable} |")
     return rows
 

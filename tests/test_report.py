@@ -306,7 +306,7 @@ def test_the_verdict_says_better_worse_and_not_shown() -> None:
     verdict = judge(results, found)
     assert verdict.headline == (
         "The merged model is better than the base and the best expert, but worse than BM25. "
-        "Against one model trained on all data no difference is shown."
+        "It is not shown to differ from one model trained on all data."
     )
     assert flat(verdict.sentence) == (
         "Merged .500 nDCG@10 on 1 test set (1 query): +.034 over the base (p < .001), "
@@ -314,7 +314,7 @@ def test_the_verdict_says_better_worse_and_not_shown() -> None:
         "against one model trained on all data: no difference shown (−.004, p = .40)."
     )
     only_open = judge(results, [make_difference("base", 0.01, 0.2)])
-    assert only_open.headline == "No difference of the merged model to the base is shown."
+    assert only_open.headline == "The merged model is not shown to differ from the base."
 
 
 def test_changed_parts_rebuild_both_texts() -> None:

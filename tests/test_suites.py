@@ -94,7 +94,7 @@ def test_a_suite_opens_local_copies_and_says_what_is_missing(local_data):
 def test_the_command_refuses_missing_tasks_before_it_scores_any(local_data, tiny_model_folder):
     outcome = medley("evaluate", tiny_model_folder, "--suite", "bmretriever")
     assert outcome.code == 2 and outcome.out == ""
-    assert "6 of 9 tasks cannot be had" in outcome.err and "--skip-missing" in outcome.err
+    assert "6 of 9 tasks are not available" in outcome.err and "--skip-missing" in outcome.err
     assert outcome.err.count("medley: ") == 1
 
 

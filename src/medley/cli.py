@@ -126,22 +126,23 @@ def run(
     until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
     overrides: Overrides = None,
     plan_only: Annotated[
-        bool, typer.Option("--plan", help="Say what would run and its cost; touch nothing.")
+        bool, typer.Option("--plan", help="Say what would run and what it would cost; change nothing.")
     ] = False,
     measure: Annotated[
-        bool, typer.Option("--measure", help="With --plan: say how long, too, from a few measured passes.")
+        bool,
+        typer.Option("--measure", help="With --plan: also estimate the time, from a few measured passes."),
     ] = False,
     devices: Annotated[int, typer.Option(help="Experts that train side by side, one on each device.")] = 1,
     launcher: Annotated[
         str,
         typer.Option(
-            help='Train each expert on all devices that this starts: "torchrun --nproc-per-node 8".'
+            help='Train each expert on all devices, started by a command: "torchrun --nproc-per-node 8".'
         ),
     ] = "",
     reuse: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="RUN", help="Another run folder: what it holds of the very same steps is not made again."
+            metavar="RUN", help="Another run folder: results of exactly the same steps are taken from there."
         ),
     ] = None,
     as_json: Json = False,
@@ -192,17 +193,18 @@ def mine(
     corpus: Annotated[
         str | None, typer.Option(help="A collection or a corpus.jsonl; default: the pairs' own positives.")
     ] = None,
-    depth: Annotated[int, typer.Option(help="Ranks looked at for each query.")] = 100,
-    skip_top: Annotated[int, typer.Option(help="Ranks left out at the top.")] = 0,
+    depth: Annotated[int, typer.Option(help="How many ranks are looked at for each query.")] = 100,
+    skip_top: Annotated[int, typer.Option(help="How many ranks are left out at the top.")] = 0,
     per_query: Annotated[int, typer.Option(help="Negatives kept for each pair.")] = 1,
     margin: Annotated[
-        float, typer.Option(help="Keep those scoring below margin x the positive's score.")
+        float, typer.Option(help="Keep candidates that score below margin x the positive's score.")
     ] = 0.95,
     absolute_margin: Annotated[
-        float | None, typer.Option(help="Keep those scoring more than this below the positive.")
+        float | None,
+        typer.Option(help="Keep candidates that score lower than the positive by more than this."),
     ] = None,
-    min_score: Annotated[float | None, typer.Option(help="Keep those scoring at least this.")] = None,
-    max_score: Annotated[float | None, typer.Option(help="Keep those scoring at most this.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Keep candidates that score at least this.")] = None,
+    max_score: Annotated[float | None, typer.Option(help="Keep candidates that score at most this.")] = None,
     sampling: Annotated[str, typer.Option(help="`top`: the best that pass; `random`: any of them.")] = "top",
     vectors: Annotated[
         Path | None,
@@ -324,7 +326,8 @@ def report(
     beside: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="RUN", help="Another run to hold this one against, as one without negatives; repeatable."
+            metavar="RUN",
+            help="Another run to compare this one with, such as one without negatives; repeatable.",
         ),
     ] = None,
 ) -> None:

@@ -24,10 +24,10 @@ def compare(
     as_json: Json = False,
     seed: Seed = 13,
     by_task: Annotated[
-        bool, typer.Option(help="Each task beside their mean; all are corrected together.")
+        bool, typer.Option(help="Test each task as well as their mean; all p-values are corrected together.")
     ] = True,
 ) -> None:
-    """Test results in pairs: the first against each other one."""
+    """Compare results: the first with each of the others, by paired tests."""
     from medley.leaks.chosen import warning
     from medley.statistics.family import comparison_rows
 
@@ -37,7 +37,7 @@ def compare(
         for name, runs in _variants(argument).items():
             variants[name if len(results) == 1 else _joined(argument, name)] = runs
     if len(variants) < 2:
-        raise CollectionError("one result is nothing to compare; give at least two.")
+        raise CollectionError("there is only one result; give at least two to compare.")
     first, *others = variants
     rows = comparison_rows(variants, [(first, other) for other in others], seed=seed, by_task=by_task)
     for name, tasks in {name: tasks for row in rows for name, tasks in row["chosen_on"].items()}.items():

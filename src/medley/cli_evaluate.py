@@ -40,14 +40,14 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="MODEL",
-            help="What stands beside it, named like the model; NAME+bm25 fuses by reciprocal ranks.",
+            help="A system to put beside it, named like the model; NAME+bm25 is fused with BM25 by ranks.",
         ),
     ] = None,
     compress: Annotated[
         list[str] | None,
         typer.Option(
             metavar="SIZE",
-            help="Also with small vectors: int8, binary, or a number of dimensions; repeatable.",
+            help="Also score small vectors: int8, binary, or a number of dimensions; repeatable.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where results.json goes.")] = None,
@@ -55,7 +55,7 @@ def evaluate(
         Path | None, typer.Option(help="Keep vectors and results here; nothing is encoded or scored twice.")
     ] = None,
     instruction: Annotated[
-        str | None, typer.Option(help="Instead of the suite's and the model's own.")
+        str | None, typer.Option(help="An instruction to use instead of the suite's or the model's own.")
     ] = None,
     template: Annotated[
         str | None, typer.Option(help="For models that have none: bmretriever, e5 or plain.")
@@ -74,9 +74,9 @@ def evaluate(
             help="A further field of each request to the server; with query: or passage: before it, of those only.",
         ),
     ] = None,
-    keep_empty: Annotated[bool, typer.Option("--keep-empty", help="Admit passages without text.")] = False,
+    keep_empty: Annotated[bool, typer.Option("--keep-empty", help="Allow passages without text.")] = False,
     skip_missing: Annotated[
-        bool, typer.Option("--skip-missing", help="Score the tasks of a suite that can be had.")
+        bool, typer.Option("--skip-missing", help="Leave out the tasks of a suite that are not available.")
     ] = False,
     force: Force = False,
     as_json: Json = False,
@@ -104,7 +104,7 @@ def evaluate(
     if not skip_missing:
         refuse_missing(missing, sum(len(e.collections) + len(e.similarity) + len(e.missing) for e in opened))
     elif missing:
-        say(f"left out, since they cannot be had: {', '.join(missing)}")
+        say(f"left out, since they are not available: {', '.join(missing)}")
     # a task that two suites share is scored once
     collections += {c.name: c for each in opened for c in each.collections}.values()
     options = Options(
@@ -196,7 +196,7 @@ def published(
     base: Annotated[str, typer.Option(help="qwen3-0.6b, gemma-2b or phi-4-mini.")] = "qwen3-0.6b",
     as_json: Json = False,
 ) -> None:
-    """Set one's own numbers beside the paper's tables."""
+    """Put your own numbers beside the paper's tables."""
     from dataclasses import asdict
 
     from medley.errors import CollectionError

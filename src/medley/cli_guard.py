@@ -47,11 +47,13 @@ def guard(
     ] = None,
     similarity: Annotated[float | None, typer.Option(help="Limit on the similarity to a positive.")] = None,
     near_duplicate: Annotated[
-        float, typer.Option(help="Overlap with a positive from which a negative is its duplicate.")
+        float, typer.Option(help="Overlap with a positive at which a negative counts as its duplicate.")
     ] = 0.9,
     collection: Annotated[
         list[str] | None,
-        typer.Option(metavar="SPEC:SPLIT", help="SPEC:SPLIT whose judgements are known too; repeatable."),
+        typer.Option(
+            metavar="SPEC:SPLIT", help="A collection (SPEC:SPLIT) whose judgements count too; repeatable."
+        ),
     ] = None,
     judge: Annotated[
         str | None, typer.Option(help="Ask a language model about `all`, `suspected` or `left` negatives.")
@@ -70,7 +72,7 @@ def guard(
 ) -> None:
     """Drop negatives that are answers after all.
 
-    Duplicates, what is too close to a positive, and what a judge finds out.
+    These are duplicates of a positive, texts too close to one, and what a judge calls an answer.
     """
     from medley.any_model import open_model
     from medley.claim import claimed

@@ -35,14 +35,17 @@ def leaks(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     threshold: Annotated[float, typer.Option(help="Similarity from which texts are near duplicates.")] = 0.85,
     judged_only: Annotated[
-        bool, typer.Option("--judged-only", help="Of a corpus only passages that someone judged.")
+        bool, typer.Option("--judged-only", help="Look only at passages that someone judged.")
     ] = False,
     explain: Annotated[
         bool,
-        typer.Option("--explain", help="What the findings mean, with pairs of texts, instead of a list."),
+        typer.Option(
+            "--explain",
+            help="Say what the findings mean, with the texts side by side, instead of listing them.",
+        ),
     ] = False,
 ) -> None:
-    """List training texts that recur in dev or test collections. Exit code 1 where a query does."""
+    """List training texts that recur in dev or test collections. Exits with 1 if a query does."""
     from medley.leaks.against import load_against
     from medley.leaks.find import hold_out, iter_leaks
     from medley.pairs import StreamedPairs

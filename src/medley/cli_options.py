@@ -18,7 +18,7 @@ AdapterBase = Annotated[
         "--base", help="The base of an adapter folder, where it is not the one that the folder names."
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Of every random choice.")]
+Seed = Annotated[int, typer.Option(help="The seed of every random choice.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, key.sub=value.")

@@ -27,13 +27,15 @@ def tune_prompt(
     instruction: Annotated[
         str | None, typer.Option(help="The instruction to beat; default: the model's own.")
     ] = None,
-    budget: Annotated[str, typer.Option(help="Of gepa: light, medium or heavy.")] = "light",
-    count: Annotated[int, typer.Option(help="Instructions of generic.")] = 20,
+    budget: Annotated[str, typer.Option(help="How much gepa tries: light, medium or heavy.")] = "light",
+    count: Annotated[int, typer.Option(help="How many instructions generic tries.")] = 20,
     library: Annotated[
-        Path | None, typer.Option(help="A list of your own instead of the bundled one.")
+        Path | None, typer.Option(help="Your own list of instructions instead of the bundled one.")
     ] = None,
     queries: Annotated[int, typer.Option(help="Dev queries used, half of them to confirm.")] = 600,
-    passages: Annotated[int, typer.Option(help="Passages ranked; of a larger corpus the hardest.")] = 10_000,
+    passages: Annotated[
+        int, typer.Option(help="How many passages are ranked; of a larger corpus, the hardest.")
+    ] = 10_000,
     alpha: Annotated[float, typer.Option(help="The p-value below which the instruction is changed.")] = 0.05,
     model_out: Annotated[
         Path | None, typer.Option(help="Also write the model with the chosen instruction here.")

@@ -53,10 +53,13 @@ def train(
     dev: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="SPEC:SPLIT", help="Stop where this collection, SPEC:SPLIT, gains no more; repeatable."
+            metavar="SPEC:SPLIT",
+            help="Stop when the score on this dev collection no longer rises; repeatable.",
         ),
     ] = None,
-    instruction: Annotated[str, typer.Option(help="Task sentence of rows that have none.")] = "",
+    instruction: Annotated[
+        str, typer.Option(help="The task sentence (instruction) for rows that have none.")
+    ] = "",
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -66,11 +69,11 @@ def train(
     seed: Seed = 13,
     plan: Annotated[
         bool,
-        typer.Option("--plan", help="Print what it will take, from a few measured passes; train nothing."),
+        typer.Option("--plan", help="Estimate time and memory from a few measured passes; train nothing."),
     ] = False,
     force: Force = False,
 ) -> None:
-    """Train one expert on pairs, or a base on raw text. Goes on where it was killed."""
+    """Train one expert on pairs, or a base on raw text. Continues where it was killed."""
     given: dict[str, Any] = {"epochs": epochs}
     given |= {} if learning_rate is None else {"learning_rate": learning_rate}
     given |= {} if batch_size is None else {"batch_size": batch_size}

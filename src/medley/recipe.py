@@ -156,7 +156,7 @@ class Recipe(BaseModel):
     licence: str = Field("", description="of the merged model, for its card")
     retriever: RetrieverSettings = Field(RetrieverSettings(), description="how the base becomes a retriever")
     llm: LlmSettings | None = Field(
-        None, description="an OpenAI-compatible endpoint; nothing leaves the machine without"
+        None, description="a language model; without an endpoint nothing leaves the machine"
     )
     sources: dict[str, Source] = Field(min_length=1, description="name -> training pairs")
     negatives: NegativeSettings = Field(NegativeSettings(), description="hard negatives")

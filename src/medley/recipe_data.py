@@ -76,7 +76,7 @@ class Source(BaseModel):
     )
     split: str = Field("train", description="of the collection")
     instruction: str = Field("", description="the task sentence put before its queries")
-    limit: int | None = Field(None, ge=2, description="keep so many pairs, drawn at random")
+    limit: int | None = Field(None, ge=2, description="how many pairs to keep, drawn at random")
     licence: str = Field("", description="of the data, for the model card")
 
     @model_validator(mode="after")

@@ -154,8 +154,8 @@ def refuse_missing(missing: Mapping[str, str], total: int) -> None:
         reasons.setdefault(_why(reason, task), []).append(task)
     listed = "; ".join(f"{', '.join(tasks)} ({why})" for why, tasks in reasons.items())
     raise CollectionError(
-        f"{len(missing)} of {total} tasks cannot be had: {listed}. Put local copies in BEIR layout under ${DATA}, go "
-        "online once so that the hub's cache holds them, or pass --skip-missing to score the others."
+        f"{len(missing)} of {total} tasks are not available: {listed}. Put local copies in BEIR layout under ${DATA}, "
+        "go online once so that the hub's cache holds them, or pass --skip-missing to score the others."
     )
 
 

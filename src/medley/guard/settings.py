@@ -22,7 +22,7 @@ class JudgeSettings(BaseModel):
         description="about which negatives: all, those that the retriever would drop, or those that it leaves; "
         "where the judge is asked, it decides",
     )
-    drop_from: int = Field(2, ge=1, le=3, description="grade from which a passage is no negative")
+    drop_from: int = Field(2, ge=1, le=3, description="grade from which a passage is no longer a negative")
     promote_from: int | None = Field(
         3, ge=1, le=3, description="grade from which it becomes a positive of a new row; null: never"
     )
@@ -30,7 +30,7 @@ class JudgeSettings(BaseModel):
     temperature: float = Field(0.0, ge=0, le=2, description="of the sampling")
     max_tokens: int = Field(300, ge=1, description="longest reply in tokens")
     max_bad: float = Field(
-        0.5, ge=0, le=1, description="share of unreadable replies above which it is an error"
+        0.5, ge=0, le=1, description="share of unreadable replies above which the work stops with an error"
     )
 
     @model_validator(mode="after")

@@ -37,7 +37,7 @@ SUMS = {"linear": frozenset({"normalize"}), "task_arithmetic": frozenset({"norma
 
 
 class MergeParameters(BaseModel):
-    """The method's parameters by mergekit's names; what is None stays at mergekit's default."""
+    """The method's parameters by mergekit's names; what is null keeps mergekit's default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
 
@@ -129,7 +129,7 @@ class SearchSettings(BaseModel):
         "mean", description="what the dev collections' scores make: their mean by weight, or the lowest"
     )
     weights: dict[str, float] = Field(
-        default_factory=dict, description="of dev collections in the mean, where not 1"
+        default_factory=dict, description="weight of a dev collection in the mean, where it is not 1"
     )
     general: tuple[str, ...] = Field(
         (),
@@ -154,17 +154,20 @@ class SearchSettings(BaseModel):
         description="tpe and cmaes: draw between the smallest and largest value of the grid, not from the grid",
     )
     penalty: float = Field(
-        0.1, ge=0, description="learned: of the weights' variance around their mean, added to the loss"
+        0.1,
+        ge=0,
+        description="learned: factor of the weights' variance around their mean, which is added to the loss",
     )
     storage: str | None = Field(
         None,
         description="tpe and cmaes: a journal file, or a database URL, that several processes or machines share",
     )
     shrink: tuple[Ratio, ...] = Field(
-        (), description="ratios toward the base tried for each expert alone before the search, by dev"
+        (),
+        description="how far each expert may be moved toward the base before the search; dev chooses among them",
     )
     rankers: tuple[Literal["bm25", "base", "experts"], ...] = Field(
-        ("bm25",), description="who says which passages of a large corpus are hard enough for the pool"
+        ("bm25",), description="what decides which passages of a large corpus are hard enough for the pool"
     )
     pool_size: int = Field(2000, ge=10, description="passages of a dev collection that are encoded")
     queries: int = Field(200, ge=1, description="queries of a dev collection that are encoded, at most")

@@ -14,7 +14,7 @@ class MiningSettings(BaseModel):
 
     retriever: str = Field("bm25", description="`bm25`, or a model folder or hub id")
     depth: int = Field(100, ge=1, description="ranks looked at for each query; its known positives have none")
-    per_query: int = Field(1, ge=1, description="negatives kept for each pair, where so many pass")
+    per_query: int = Field(1, ge=1, description="negatives kept for each pair, if that many pass")
     skip_top: int = Field(0, ge=0, description="ranks left out at the top, where false negatives crowd")
     margin: float | None = Field(
         0.95,
@@ -32,7 +32,7 @@ class MiningSettings(BaseModel):
         0.9,
         gt=0,
         le=1,
-        description="overlap (Jaccard of 3-word shingles) with a positive from which it is one",
+        description="overlap (Jaccard of 3-word shingles) with a positive at which a passage counts as that positive",
     )
 
     @model_validator(mode="after")

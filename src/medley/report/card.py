@@ -126,7 +126,7 @@ def _results(run: Run) -> Iterator[str]:
         return
     tasks = [task for _, names in findings.tasks_of(results) for task in names]
     variants = findings.variants_of(results)
-    yield "nDCG@10 on test collections, on which nothing was chosen; ± is half of a 95 % interval over queries."
+    yield "nDCG@10 on test collections; nothing was chosen on them. ± is half of a 95 % interval over queries."
     yield from (
         "",
         f"| | {' | '.join(literal(task) for task in tasks)} | mean |",

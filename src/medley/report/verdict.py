@@ -85,9 +85,9 @@ def _headline(claims: Sequence[Claim]) -> str:
     }
     clear = [f"{word} than {rivals[word]}" for word in ("better", "worse") if rivals[word]]
     if not clear:
-        return f"No difference of the merged model to {rivals['open']} is shown."
+        return f"The merged model is not shown to differ from {rivals['open']}."
     said = f"The merged model is {', but '.join(clear)}."
-    return f"{said} Against {rivals['open']} no difference is shown." if rivals["open"] else said
+    return f"{said} It is not shown to differ from {rivals['open']}." if rivals["open"] else said
 
 
 def listed(names: Sequence[str]) -> str:

@@ -36,7 +36,7 @@ class ConsistencySettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     retriever: str = Field("bm25", description="`bm25`, or a model folder or hub id")
-    top_k: int = Field(20, ge=1, description="the passage must be among so many of the whole corpus")
+    top_k: int = Field(20, ge=1, description="among how many of the whole corpus the passage must be")
 
 
 def open_finder(

@@ -54,7 +54,7 @@ class GenerationSettings(BaseModel):
         description="a prompt file instead of the bundled hard_negative.txt; without {kind} it has no kinds",
     )
     max_bad: float = Field(
-        0.5, ge=0, le=1, description="share of bad replies above which the work is an error"
+        0.5, ge=0, le=1, description="share of unusable replies above which the work stops with an error"
     )
 
     @property

@@ -52,7 +52,7 @@ class QuerySettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     per_passage: int = Field(1, ge=1, description="queries asked for, for each passage")
-    passages: int | None = Field(None, ge=1, description="so many passages, drawn at random; null: all")
+    passages: int | None = Field(None, ge=1, description="how many passages, drawn at random; null: all")
     styles: Weights | None = Field(
         None,
         description="style -> weight: `layperson`, `professional`, `keywords`, `claim`, `situation`; "
@@ -66,7 +66,7 @@ class QuerySettings(BaseModel):
         None, description="keep a pair only if its passage is found for its query; null: keep all"
     )
     max_bad: float = Field(
-        0.5, ge=0, le=1, description="share of bad replies above which the work is an error"
+        0.5, ge=0, le=1, description="share of unusable replies above which the work stops with an error"
     )
 
     @property

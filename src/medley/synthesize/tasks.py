@@ -66,7 +66,7 @@ class TaskSettings(BaseModel):
         None, description="style of query -> weight; null: those in query_styles.yaml"
     )
     max_bad: float = Field(
-        0.5, ge=0, le=1, description="share of bad replies above which the work is an error"
+        0.5, ge=0, le=1, description="share of unusable replies above which the work stops with an error"
     )
 
 

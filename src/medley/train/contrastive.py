@@ -158,7 +158,7 @@ def train(
             trainer.add_callback(saving_every(settings.checkpoint_minutes))
             resumed = last_checkpoint(checkpoints, identity)
             if resumed:
-                say(f"{label}: goes on from step {resumed.name.rpartition('-')[2]} of {steps}")
+                say(f"{label}: continues from step {resumed.name.rpartition('-')[2]} of {steps}")
         outcome = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         curve = watch.finish() if watch else None
         # what the last step made of the weights has not been through a loss

@@ -126,7 +126,7 @@ def train_language(
                 trainer.add_callback(saving_every(settings.checkpoint_minutes))
                 resumed = _last_checkpoint(checkpoints)
                 if resumed:
-                    say(f"{label}: goes on from step {resumed.name.rpartition('-')[2]} of {steps}")
+                    say(f"{label}: continues from step {resumed.name.rpartition('-')[2]} of {steps}")
             # Not trainer.evaluate() here: accelerate then takes the model for prepared and leaves it without DDP, and
             # each process trains a model of its own. The history of a training that resumes holds the first score.
             arguments.eval_on_start = bool(held_out) and resumed is None

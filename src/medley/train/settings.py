@@ -99,7 +99,7 @@ class TrainSettings(BaseModel):
         False, description="compute in bfloat16 also where weights (an adapter's, or all) are float32"
     )
     epochs: float = Field(1.0, gt=0, description="passes over the pairs")
-    max_steps: int | None = Field(None, ge=1, description="stop after so many steps, whatever the epochs")
+    max_steps: int | None = Field(None, ge=1, description="stop after this many steps, whatever the epochs")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises")
     temperature: float = Field(0.02, gt=0, description="of the softmax over cosine similarities")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
@@ -156,7 +156,7 @@ class PretrainSettings(BaseModel):
     spans: bool = Field(True, description="pairs of two spans of one document that do not overlap")
     span_characters: int = Field(800, ge=40, description="characters of a span, at most")
     max_pairs: int | None = Field(
-        100_000, ge=2, description="at most so many pairs, drawn at random; null for all"
+        100_000, ge=2, description="at most this many pairs, drawn at random; null for all"
     )
     train: TrainSettings = Field(
         TrainSettings(lora=None, learning_rate=1e-4, negatives=0), description="as in the recipe's `train`"
@@ -180,7 +180,7 @@ class LanguageSettings(BaseModel):
     batch_size: int = Field(32, ge=1, description="blocks a step, over all devices")
     mini_batch_size: int = Field(4, ge=1, description="blocks in memory at a time on a device")
     epochs: float = Field(1.0, gt=0, description="passes over the text")
-    max_steps: int | None = Field(None, ge=1, description="stop after so many steps, whatever the epochs")
+    max_steps: int | None = Field(None, ge=1, description="stop after this many steps, whatever the epochs")
     warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps in which the rate rises")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     held_out: float = Field(0.01, ge=0, lt=1, description="share of the blocks on which the loss is measured")
