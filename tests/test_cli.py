@@ -97,7 +97,7 @@ def test_the_overview_names_every_command():
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (["mine", "--pears", "x"], "no such option: --pears (Possible options: --pairs, --vectors); see `medley mine --help`."),
+        (["mine", "--pears", "x"], "no such option: --pears (Possible options: --base, --pairs, --vectors); see `medley mine --help`."),
         (["mime"], "no such command 'mime'. Did you mean 'mine'? See `medley --help`."),
         (["mine", "--depth", "deep"], "invalid value for '--depth': "),
         (["evaluate"], "missing argument 'model'; see `medley evaluate --help`."),

@@ -27,7 +27,7 @@ def compare(
         bool, typer.Option(help="Test each task as well as their mean; all p-values are corrected together.")
     ] = True,
 ) -> None:
-    """Compare results: the first with each of the others, by paired tests."""
+    """Compare results by paired tests, the first with each other one."""
     from medley.leaks.chosen import warning
     from medley.statistics.family import comparison_rows
 
