@@ -27,7 +27,7 @@ def compare(
         bool, typer.Option(help="Test each task as well as their mean; all p-values are corrected together.")
     ] = True,
 ) -> None:
-    """Compare results by paired tests, the first with each other one."""
+    """Test the first result against each of the others."""
     from medley.leaks.chosen import warning
     from medley.statistics.family import comparison_rows
 

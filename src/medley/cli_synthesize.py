@@ -142,7 +142,7 @@ def queries(
     seed: Seed = 13,
     force: Force = False,
 ) -> None:
-    """Write queries for the passages of a corpus (BMRetriever's instance level). No query comes twice."""
+    """Write queries for the passages of a corpus. No query comes twice. (BMRetriever's instance level.)"""
     from medley.any_model import open_model
     from medley.claim import claimed
     from medley.collections import load_corpus
@@ -195,7 +195,7 @@ def tasks(
     seed: Seed = 13,
     force: Force = False,
 ) -> None:
-    """Invent retrieval tasks, and a query, a positive and a hard negative for each (BMRetriever's task level)."""
+    """Invent retrieval tasks, with texts for each. Query, positive and hard negative (BMRetriever's task level)."""
     from medley.any_model import open_model
     from medley.claim import claimed
     from medley.synthesize import (
