@@ -10,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from medley.artefact import STAGES, marks
+from medley.collections import BUNDLED
 from medley.errors import DemandError, InputError
-from medley.files import write_json
-from medley.pipeline.start import stop_at_broken_demands
+from medley.files import write_json, write_text
+from medley.pipeline.publish import hand_over
+from medley.recipe import load_recipe
 from medley.statistics.compare import compare, compare_seeds
 from medley.statistics.demands import Demand, by_task, check_demand
 from medley.statistics.family import compare_family, holm
@@ -210,13 +213,25 @@ def test_the_worst_task_and_those_improved() -> None:
 
 def test_a_run_that_breaks_a_demand_hands_over_no_model(tmp_path: Path) -> None:
     sentence = "no general task worse than base by more than 0.01: broken by far (-0.0200, ...)"
-    demands = [{"met": True, "sentence": "fine"}, {"met": False, "sentence": sentence}]
-    (tmp_path / "model").mkdir()
-    write_json(tmp_path / "results.json", {"demands": demands[:1]})
-    stop_at_broken_demands(tmp_path)
-    assert (tmp_path / "model").is_dir()
-    write_json(tmp_path / "results.json", {"demands": demands})
+    recipe = load_recipe(BUNDLED / "demo" / "recipe.yaml")
+
+    def made(step: str, files: tuple[str, ...], **summary: object) -> None:
+        folder = tmp_path / STAGES / step
+        for name in files:
+            write_text(folder / name, "made")
+        known = {"id": step, "key": "k", "ingredients": {}, "seconds": 0, "finished": "", "summary": summary}
+        write_json(
+            folder / "artefact.json",
+            {**known, "files": {n: m.model_dump() for n, m in marks(folder).items()}},
+        )
+
+    outcome = ("report.html", "results.json", "recipe.yaml", "failures.json", "model/README.md")
+    made("merge/model", ("model/weights",))
+    made("report/report", outcome, broken_demands=[])
+    hand_over(recipe, tmp_path, [])
+    assert (tmp_path / "model/weights").is_file()
+    made("report/report", outcome, broken_demands=[sentence])
     with pytest.raises(DemandError, match=r"broken by far.*No model is handed over") as problem:
-        stop_at_broken_demands(tmp_path)
-    assert problem.value.exit_code == 1 and "fine" not in str(problem.value)
-    assert not (tmp_path / "model").exists()
+        hand_over(recipe, tmp_path, [])
+    assert problem.value.exit_code == 1
+    assert not (tmp_path / "model").exists() and (tmp_path / "report.html").is_file()
