@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from medley.collections import load_collection
 from medley.documents import read_documents, shards_of
-from medley.errors import MedleyError
+from medley.errors import InputError, MedleyError
 from medley.evaluate.scores import evaluate_bm25
 from medley.llm.dialect import adapted, reply_of
 from medley.llm.messages import Message, Sampling
@@ -41,7 +41,7 @@ from medley.review.table import read_sheet, write_sheet
 from medley.synthesize.queries import checked_query
 from medley.synthesize.tasks import _checked as checked_example
 from medley.synthesize.variants import read_variants
-from small import training_rows, write_collection, write_lines
+from small import medley, training_rows, write_collection, write_lines
 from small import write_recipe as small_recipe
 
 SECONDS = 5.0
@@ -94,6 +94,13 @@ def _again(read: Callable[[Path], Any], path: Path) -> Any:
         raise AssertionError(f"written and not read: {refusal}") from refusal
 
 
+def _results(folder: Path) -> None:
+    done = medley("compare", folder / "results.json", folder / "others.json")
+    if done.code == 2:
+        raise InputError(done.err.strip().removeprefix("medley: "))
+    assert done.code == 0, done.err
+
+
 def _sheet(folder: Path) -> None:
     apply_verdicts(read_pairs(folder / "guarded.jsonl"), read_sheet(folder / "sheet.csv"))
 
@@ -133,6 +140,7 @@ KINDS: dict[str, Kind] = {
     "review sheet": Kind(
         "sheet.csv", _sheet, ("review", "--pairs", "guarded.jsonl", "--read", "sheet.csv", "--out", "out.jsonl")
     ),
+    "results": Kind("results.json", _results, ("compare", "results.json", "others.json")),
     "reply": Kind("reply.json", _reply, refuses=(ValueError,)),
     "library": Kind("library.yaml", lambda f: read_library.__wrapped__(f / "library.yaml")),
     "variants": Kind("variants.yaml", lambda f: read_variants(f / "variants.yaml")),
@@ -202,6 +210,12 @@ def write_valid(folder: Path) -> Path:
         "usage": {"prompt_tokens": 12, "completion_tokens": 30},
     }  # fmt: skip
     (folder / "reply.json").write_text(json.dumps(reply))
+    for name, shift in (("results.json", 0.0), ("others.json", 0.1)):
+        per_query = {str(n): {"ndcg_at_10": (n % 5) / 10 + shift, "map": 0.5} for n in range(20)}
+        scores = {"split": "test", "ndcg_at_10": 0.5, "queries": 20, "per_query": per_query}
+        (folder / name).write_text(
+            json.dumps({"model": {"name": name}, "tasks": {"one": scores, "two": scores}})
+        )
     entries = [
         "Find it",
         {"text": "Given a question, find the answer", "kind": "own", "domain": "any", "source": "me"},

@@ -264,7 +264,7 @@ def test_merge_files(tmp_path, tiny_model_folder):
     file = tmp_path / "merge.yaml"
     for content, message in (
         ("experts: {a: x}", r"merge.yaml: base: .*required"),
-        ("base: x\nexperts: {a: x}\nwieghts: {a: 1}", r"unknown key 'wieghts'; did you mean 'weights'"),
+        ("base: x\nexperts: {a: x}\nwieghts: {a: 1}", r"wieghts: unknown key; did you mean 'weights'"),
         ("base: x\nexperts: {a: x}\nmethod: tise", r"no 'tise'.*'ties'"),
         ("base: x\nexperts: {a: x}\nweights: {b: 1}", r"weights: .*'?b'?"),
         ("base: [x", r"merge.yaml:1: not valid YAML \(expected"),
@@ -333,3 +333,20 @@ def test_a_full_disk_while_saving(tmp_path, recipe, tiny_model_folder, command):
     )
     assert "Traceback" not in done.stderr
     assert done.stdout == "", "nothing half-written stays"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", r"a.json: has neither `tasks` nor `variants`"),
+        ('{"tasks": []}', r"a.json: variants\.\.tasks: input should be a valid dictionary"),
+        ('{"variants": {"merged": 7}}', r"a.json: variants.merged: "),
+        ('{"tasks": {"t": {"per_query": {"q": {"ndcg_at_10": NaN}}}}}', r"ndcg_at_10: input should be a finite number"),
+        ('{"tasks": {"t": {"per_query": {"q": {"ndcg_at_10": "0.5"}}}}}', r"ndcg_at_10: input should be a valid number"),
+    ],
+)  # fmt: skip
+def test_a_file_that_holds_no_results_is_told_so(tmp_path, text, message):
+    (tmp_path / "a.json").write_text(text)
+    (tmp_path / "b.json").write_text('{"tasks": {"t": {"per_query": {"q": {"ndcg_at_10": 0.5}}}}}')
+    done = medley("compare", tmp_path / "a.json", tmp_path / "b.json")
+    assert done.code == 2 and re.search(message, done.err), done.err

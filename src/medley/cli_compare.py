@@ -80,11 +80,18 @@ def _files(argument: str) -> Sequence[str]:
 
 
 def _read(path: Path) -> dict[str, Mapping[str, Any]]:
+    from pydantic import ValidationError
+
     from medley.files import read_json
+    from medley.recipe_problems import explain
+    from medley.report.formats import Compared
 
     content = read_json(path, CollectionError)
-    if isinstance(content, dict) and "variants" in content:
-        return content["variants"]
-    if isinstance(content, dict) and "tasks" in content:
-        return {"": content}
-    raise CollectionError(f"{path}: has neither `tasks` nor `variants`; give a results.json.")
+    if not isinstance(content, dict) or not ("variants" in content or "tasks" in content):
+        raise CollectionError(f"{path}: has neither `tasks` nor `variants`; give a results.json.")
+    found = content if "variants" in content else {"variants": {"": content}}
+    try:
+        Compared.model_validate(found)
+    except ValidationError as problem:
+        raise CollectionError(f"{path}: {explain(problem, Compared)}") from problem
+    return dict(found["variants"])

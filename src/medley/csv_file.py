@@ -23,13 +23,11 @@ def read_csv(
     are. Raises `error` with file:line for another first line, quotation marks that do not close, and a row with more or
     fewer cells than there are columns.
     """
-    # process-wide, and never lowered: Python's own bound of 131,072 characters is below the texts that people have
-    csv.field_size_limit(max(MAX_LINE_BYTES, csv.field_size_limit()))
     lines = (line for _, line in read_lines(path, error))
     first = next((line for line in lines if line.strip(" ,;\t\r\n")), None)
     if first is None:
         return
-    separator = _separator(first, is_head)
+    separator = separator_of(first, is_head)
     if separator is None:
         raise error(
             f"{path}:1: no columns named {columns} (found: {first.strip()[:80]}); name them in the first line."
@@ -48,7 +46,10 @@ def read_csv(
         yield where, {name: cell for name, cell in zip(names, cells, strict=True) if name}
 
 
-def _separator(first: str, is_head: Callable[[Collection[str]], bool]) -> str | None:
+def separator_of(first: str, is_head: Callable[[Collection[str]], bool]) -> str | None:
+    """What stands between the cells of a first line: that under which `is_head` knows the names; None for none."""
+    # process-wide, and never lowered: Python's own bound of 131,072 characters is below the texts that people have
+    csv.field_size_limit(max(MAX_LINE_BYTES, csv.field_size_limit()))
     for separator in (",", ";", "\t"):
         with contextlib.suppress(csv.Error):
             if is_head([cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]):

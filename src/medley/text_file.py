@@ -79,7 +79,7 @@ def lines_of(stream: IO[bytes], path: Path, error: type[InputError] = InputError
     number = 0
     while raw := stream.readline(MAX_LINE_BYTES + 1):
         number += 1
-        if number == 1 and (encoding := encoding_of(raw)) != "UTF-8":
+        if number == 1 and (encoding := encoding_of(raw)) not in (None, "UTF-8"):
             raise error(f"{path}: is {encoding}; save the file as UTF-8.")
         if len(raw) > MAX_LINE_BYTES:
             raise error(
@@ -104,14 +104,14 @@ def read_text(
         return decoded(stream.read(), str(path), error)
 
 
-def encoding_of(raw: bytes) -> str:
-    """The encoding that a byte order mark says; UTF-8 without one."""
-    return next((name for mark, name in _MARKS.items() if raw.startswith(mark)), "UTF-8")
+def encoding_of(raw: bytes) -> str | None:
+    """The encoding that a byte order mark says; None without one, which means UTF-8."""
+    return next((name for mark, name in _MARKS.items() if raw.startswith(mark)), None)
 
 
 def decoded(raw: bytes, where: str, error: type[InputError] = InputError, *, of: str = "") -> str:
     """Bytes as text, by their byte order mark, which is no part of it. Raises `error` naming the first bad byte."""
-    encoding = encoding_of(raw)
+    encoding = encoding_of(raw) or "UTF-8"
     try:
         return raw.decode("utf-8-sig" if encoding == "UTF-8" else encoding)
     except UnicodeDecodeError as problem:

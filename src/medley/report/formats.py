@@ -59,6 +59,24 @@ class VariantScores(_Format):
     tasks: dict[str, TaskScores]
 
 
+class ComparedTask(_Format):
+    """Of one variant on one test collection what a comparison needs: each query's scores."""
+
+    per_query: dict[str, dict[str, Number]] | None = None
+
+
+class ComparedVariant(_Format):
+    """One variant as it is compared."""
+
+    tasks: dict[str, ComparedTask]
+
+
+class Compared(_Format):
+    """A results.json as it is compared: other tools write no more of it than this."""
+
+    variants: dict[str, ComparedVariant]
+
+
 class DemandOutcome(_Format):
     """Whether a demand of the recipe is met, in words."""
 

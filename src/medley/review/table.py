@@ -15,10 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from medley.csv_file import separator_of
 from medley.errors import PairsError
 from medley.files import write_text
 from medley.progress import say
 from medley.review.sheet import Item
+from medley.text_file import check_file, decoded, encoding_of
 
 COLUMNS = (
     "id",
@@ -48,7 +50,6 @@ _SIGNS = "=+\\-@＝＋－＠'"
 _FORMULA = rf"(?=[^\S\t\r\n]*[{_SIGNS}])"
 _UNSAFE = re.compile(rf"(\A(?=[\t\r\n])|(?:\A|[;\t\r\n]){_FORMULA})")
 _SAFE = re.compile(rf"(\A|[;\t\r\n])'(?:(?<=\A')(?=[\t\r\n])|{_FORMULA})")
-_BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,7 @@ def read_sheet(path: Path, reviewer: str = "") -> list[Decision]:
     A column `reviewer` says who decided where several did; what it leaves open is `reviewer`'s. Raises PairsError with
     file:line for a file that is no such sheet, an unknown verdict, or two verdicts of one reviewer on one item.
     """
-    if not path.is_file():
-        raise PairsError(f"{path}: no such file; check the path of the sheet.")
+    check_file(path, PairsError, missing="no such file; check the path of the sheet")
     decided: dict[tuple[str, str], Decision] = {}
     for where, cells in _records(_decoded(path), path):
         item_id, said = cells["id"].strip(), " ".join(cells["verdict"].replace("_", " ").lower().split())
@@ -165,12 +165,11 @@ def read_sheet(path: Path, reviewer: str = "") -> list[Decision]:
 
 def _decoded(path: Path) -> str:
     raw = path.read_bytes()
-    encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if raw.startswith(mark)), "utf-8")
     try:
-        return raw.decode(encoding)
-    except UnicodeDecodeError as problem:
-        if encoding != "utf-8":
-            raise PairsError(f"{path}: is not {encoding} all through; save it as CSV UTF-8.") from problem
+        return decoded(raw, str(path), PairsError)
+    except PairsError:
+        if encoding_of(raw) is not None:
+            raise
     say(f"{path}: is not UTF-8; read as Windows-1252, so a note in another alphabet may come out wrong.")
     return raw.decode("cp1252", errors="replace")
 
@@ -206,10 +205,9 @@ def _records(text: str, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 def _separator(text: str, path: Path) -> str:
     """The separator under which the first line that holds anything names `id` and `verdict`."""
     first = next((line for line in text.splitlines() if line.strip(" ,;\t")), "")
-    for separator in (",", ";", "\t"):
-        names = [_name(cell) for cell in next(csv.reader([first], delimiter=separator), [])]
-        if {"id", "verdict"} <= set(names):
-            return separator
+    separator = separator_of(first, lambda names: {"id", "verdict"} <= {_name(name) for name in names})
+    if separator is not None:
+        return separator
     raise PairsError(
         f"{path}:1: no columns named id and verdict; give a sheet that `medley review` wrote, with its first line."
     )
