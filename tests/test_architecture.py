@@ -26,7 +26,7 @@ LAYERS = (
      "noticed",
      "ending", "durable", "replaceable"},
     {"artefact", "run", "reuse", "claim"},
-    {"llm", "batches", "encoder", "search", "backbone", "lowrank", "expert", "any_model", "prefix"},
+    {"llm", "batches", "encoder", "search", "backbone", "lowrank", "adapter_file", "expert", "any_model", "prefix"},
     {"mine", "synthesize", "guard", "review", "prompts", "train", "merge", "evaluate", "report"},
     {"recipe", "recipe_data", "recipe_merge", "recipe_places"},  # every stage's settings in one file; the stages themselves it does not call
     {"pipeline"},

@@ -9,8 +9,6 @@ tool that merges them as if it were is silently wrong (PEFT issue 3761).
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from medley.adapter_file import ADAPTER_WEIGHTS, check_mergeable, read_layers
 from medley.backbone import backbone, plain_name
 from medley.encoder import (
     DESCRIPTION,
@@ -29,25 +28,14 @@ from medley.encoder import (
     with_instruction,
 )
 from medley.errors import ModelError
-from medley.files import explained_write_errors, read_json, write_json, writing
-from medley.finite import check_finite
+from medley.files import explained_write_errors, write_json, writing
 from medley.lowrank import LowRank, attach
 from medley.model_name import ADAPTER_CONFIG, adapter_base, location_of
 from medley.progress import say
-from medley.traits import as_a_recipe, check_asked, published_traits
+from medley.traits import as_a_recipe, check_asked, describing, published_traits
 
 if TYPE_CHECKING:
     import torch
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-REFUSED = (
-    "use_dora", "lora_bias", "modules_to_save", "fan_in_fan_out", "layer_replication", "target_parameters",
-    "trainable_token_indices", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config",
-    "kasa_config", "velora_config", "monteclora_config",
-)  # fmt: skip
-"""Options of PEFT's LoRA under which the delta is not B A times a number."""
-REFUSED_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "eva_base")
-"""Initialisations that change the base's weights, so the adapter is no delta to the base as published."""
 
 
 @dataclass(frozen=True)
@@ -162,87 +150,14 @@ def read_expert(folder: Path, *, name: str | None = None) -> Expert:
     merged.
     """
     name = name or folder.name
-    description_path = folder / DESCRIPTION
-    description = read_json(description_path, ModelError) if description_path.is_file() else {}
+    description = describing(str(folder))
     if not (folder / ADAPTER_CONFIG).is_file():
         if not (folder / "config.json").is_file():
             raise ModelError(
                 f"{folder}: expert {name!r} has neither {ADAPTER_CONFIG} nor config.json; check its path."
             )
         return Expert(name, folder, {}, description)
-    config = read_json(folder / ADAPTER_CONFIG, ModelError)
-    check_mergeable(config, str(folder))
-    return Expert(name, folder, _read_layers(folder, config), description)
-
-
-def check_mergeable(config: Mapping[str, Any], where: str) -> None:
-    """Refuse adapters whose delta is not B A times a number. Raises ModelError naming the option."""
-    if config.get("peft_type") != "LORA":
-        raise ModelError(
-            f"{where}: is a {config.get('peft_type')} adapter; only LoRA adapters can be merged."
-        )
-    if config.get("bias", "none") != "none":
-        raise ModelError(
-            f"{where}: was trained with bias={config['bias']!r}, which no low-rank merge can hold."
-        )
-    for option in REFUSED:
-        if config.get(option):
-            raise ModelError(
-                f"{where}: was trained with {option}, so its effect is not a low-rank delta; "
-                "train it without that option, or fold it into full weights with PEFT and merge those."
-            )
-    start = config.get("init_lora_weights", True)
-    if isinstance(start, str) and start.startswith(REFUSED_INITS):
-        raise ModelError(
-            f"{where}: was initialised by {start}, which changes the base; "
-            "convert it to plain LoRA with PEFT first."
-        )
-
-
-def _read_layers(folder: Path, config: Mapping[str, Any]) -> dict[str, LowRank]:
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = folder / ADAPTER_WEIGHTS
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file; save the adapter as safetensors.")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as problem:
-        raise ModelError(f"{path}: not a complete safetensors file ({problem}); copy it again.") from problem
-    check_finite(tensors.items(), str(path))
-    layers = {}
-    for key in sorted(tensors):
-        module, _, rest = key.partition(".lora_A")
-        if ".lora_B" in key and module == key:
-            continue
-        if rest not in (".weight", ".default.weight"):
-            raise ModelError(
-                f"{path}: holds {key}, which belongs to no plain LoRA layer, so it cannot be merged."
-            )
-        up = tensors.get(f"{module}.lora_B{rest}")
-        if up is None:
-            raise ModelError(
-                f"{path}: has {key} without its lora_B; the file is incomplete, save the adapter again."
-            )
-        down = tensors[key]
-        scaling = _scaling(config, module.removeprefix("base_model.model."), down.shape[0])
-        layers[plain_name(module)] = LowRank(down, up, torch.full((down.shape[0],), scaling))
-    if not layers:
-        raise ModelError(f"{path}: holds no LoRA layer.")
-    return layers
-
-
-def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """PEFT's factor: alpha / r, or alpha / sqrt(r) with rsLoRA (arXiv 2312.03732); alpha may differ by
-    layer."""
-    alpha = float(config.get("lora_alpha", 8))
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            alpha = float(value)
-            break
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return Expert(name, folder, read_layers(folder), description)
 
 
 def open_base(

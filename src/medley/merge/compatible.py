@@ -125,6 +125,24 @@ def check_shapes(base: str, base_folder: Path, experts: Sequence[Expert]) -> Non
                 )
 
 
+def check_layers(base: str, shapes: Mapping[str, Sequence[int]], experts: Sequence[Expert]) -> None:
+    """Adapters change layers that the base has, of its sizes; `shapes` are those of the base's tensors."""
+    for expert in experts:
+        for name, layer in expert.layers.items():
+            found = shapes.get(f"{name}.weight")
+            if found is None:
+                raise ModelError(
+                    f"{expert.path}: expert {expert.name!r} changes {name}, which the base {base} does not have; "
+                    "use the base that the expert was trained on."
+                )
+            theirs = (layer.up.shape[0], layer.down.shape[1])
+            if tuple(found) != theirs:
+                raise ModelError(
+                    f"{expert.path}: expert {expert.name!r} changes {name} of size {theirs}, in the base {base} it has "
+                    f"{tuple(found)}; use the base that the expert was trained on."
+                )
+
+
 def check_tokenizers(base: str, base_folder: Path, experts: Sequence[Expert]) -> None:
     """Every folder with a tokenizer has the base's: same vocabulary, merges, normalisation and splitting."""
     expected = tokenizer_content(base_folder)

@@ -19,7 +19,7 @@ from medley.expert import Expert, open_base, read_expert
 from medley.loading import opening
 from medley.merge.checkpoint import Checkpoint, local_folder
 from medley.merge.coefficients import Layout, before_layers, kind_of, layer_cuts
-from medley.merge.compatible import Resolved, check_experts
+from medley.merge.compatible import Resolved, check_experts, check_layers
 from medley.merge.fullweights import SettingsOf
 from medley.merge.mergekit_file import settings_by_tensor
 from medley.merge.methods import is_linear_in_deltas
@@ -102,6 +102,7 @@ def open_merge(file: MergeFile, *, device: str | None = None) -> Merge:
     identity = base_fingerprint(base)
     check_experts(file.base, folder, experts, resolved(file), base_identity=identity, target=base.traits())
     tensors = base_tensors(base)
+    check_layers(file.base, {name: tensor.shape for name, tensor in tensors.items()}, experts)
     layer_count = int(backbone(base).config.num_hidden_layers)
     layout = lay_out(file, list(tensors), layer_count)
     if layout.kinds:

@@ -21,7 +21,7 @@ from medley.finite import check_finite
 from medley.loading import check_whole
 from medley.merge.checkpoint import DTYPES, Checkpoint, local_folder, row_blocks, write_checkpoint
 from medley.merge.coefficients import weights_array
-from medley.merge.compatible import check_experts
+from medley.merge.compatible import check_experts, check_layers
 from medley.merge.fullweights import Streamed
 from medley.merge.mergekit_file import settings_by_tensor
 from medley.merge.opening import check_kinds, lay_out, read_experts, resolved
@@ -59,6 +59,7 @@ def merge_to_checkpoint(file: MergeFile, folder: Path, *, card: str) -> None:
     check_whole(base_folder, file.base)
     target = published_traits(str(base_folder))  # its modules are copied
     check_experts(file.base, base_folder, experts, resolved(file), base_identity="", target=target)
+    check_layers(file.base, {name: stored.shape for name, stored in base.tensors.items()}, experts)
     layer_count = int(read_json(base_folder / "config.json", ModelError)["num_hidden_layers"])
     layout = lay_out(file, list(base.tensors), layer_count)
     if layout.kinds:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from medley.adapter_file import check_mergeable
 from medley.backbone import backbone
 from medley.encoder import Retriever
 from medley.errors import InputError
-from medley.expert import check_mergeable
 from medley.train.settings import LoraSettings
 
 if TYPE_CHECKING:
