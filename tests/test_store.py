@@ -96,6 +96,21 @@ def test_a_damaged_segment_is_named(tmp_path):
         stored_vectors(tmp_path, "", ["b"], Encoder())[:]
 
 
+@pytest.mark.parametrize("part", ["keys", "vectors"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "other", "number"])
+def test_a_file_that_is_cut_or_no_array_is_named(tmp_path, part, damage):
+    stored_vectors(tmp_path, "", ["a", "b"], Encoder())
+    (path,) = tmp_path.glob(f"*.{part}.npy")
+    arrays = {"other": np.zeros((2, 5)), "number": np.float32(1)}
+    if damage in arrays:
+        np.save(path, arrays[damage])
+    else:
+        path.write_bytes({"cut": path.read_bytes()[:-3], "empty": b"", "text": b"no array"}[damage])
+    with pytest.raises(ModelError, match=rf"{path}: .*; remove the folder and encode again\.$") as refusal:
+        stored_vectors(tmp_path, "", ["b"], Encoder())[:]
+    assert "\n" not in str(refusal.value)
+
+
 @pytest.fixture(scope="module")
 def retriever(tiny_model_folder: Path) -> Retriever:
     return build_retriever(
