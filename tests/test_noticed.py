@@ -113,6 +113,10 @@ def test_commands_and_runs_tell_what_was_cut(tiny_model_folder, tmp_path):
     done = medley("evaluate", tmp_path / "expert", "--task", f"{data}:test")
     assert done.code == 0 and "cut to" not in done.err
     recipe = write_recipe(tmp_path / "r.yaml", tiny_model_folder, data, **{"retriever.max_length": LIMIT})
+    plan = medley("run", recipe, "--out", tmp_path / "run", "--plan", "--json").json()
+    planned = {row["step"]: row for row in plan}
+    assert planned["train/a"]["texts_cut_by_estimate"] == 4
+    assert "texts_cut_by_estimate" not in planned["evaluate/bm25"]
     done = medley("run", recipe, "--out", tmp_path / "run")
     assert done.code == 0, done.err
     assert "train/a: cut to 24 tokens" in done.err and "evaluate/base: cut to 24 tokens" in done.err
@@ -121,6 +125,7 @@ def test_commands_and_runs_tell_what_was_cut(tiny_model_folder, tmp_path):
     results = json.loads((tmp_path / "run" / "results.json").read_text())["variants"]["merged"]["tasks"][
         "data"
     ]
+    assert results["cut"]["passages"]["cut"] == planned["evaluate/base"]["texts_cut_by_estimate"]
     assert results["cut"]["passages"]["texts"] == 12 and results["cut"]["passages"]["cut"] > 0
     report = (tmp_path / "run" / "report.html").read_text()
     assert "Texts longer than the model reads" in report and "passages of data" in report

@@ -232,3 +232,16 @@ def test_a_base_that_is_broken_is_told_as_such(tiny_model_folder):
         DivergedError, match="the loss is nan before any weight has changed; check the texts and the base"
     ):
         train(broken, PAIRS, fast(), seed=3)
+
+
+def test_settings_and_negatives_without_effect_are_told(tiny_model_folder, capsys):
+    pairs = [TrainingPair(pair.query, pair.positive, (pair.positive.upper() + "!",)) for pair in PAIRS[:3]]
+    train(retriever(tiny_model_folder), [*pairs, *PAIRS[3:]], fast(batch_size=256, epochs=0.001), seed=3)
+    told = capsys.readouterr().err
+    assert (
+        "batch_size 256 is more than the 8 pairs" in told
+        and "epochs 0.001 of 8 pairs is less than a step" in told
+    )
+    assert "3 of 8 pairs with negatives have only such as are empty or equal their positive" in told
+    train(retriever(tiny_model_folder), PAIRS, fast(), seed=3)
+    assert not capsys.readouterr().err

@@ -10,6 +10,8 @@ the working set fits the cache. A text that comes twice is encoded once. encoder
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from medley.errors import ModelError
 if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
+    from tokenizers import Tokenizer
 
 SHORTEST = 0.8
 """A batch that is a quarter full takes no text shorter than this share of its longest: padding costs more than a
@@ -139,6 +142,29 @@ def _features(model: SentenceTransformer, tokens: Any, batch: np.ndarray) -> dic
     device = model.device
     features = {name: values.to(device, non_blocking=True) for name, values in padded.items()}
     return {**features, "modality": "text"}
+
+
+def share_cut(folder: Path, texts: Sequence[str], max_length: int) -> float | None:
+    """The share of texts, prompts included, that a model in a folder cuts; None where its tokenizer is not there.
+
+    Reads tokenizer.json alone, so that a plan need not load a model; a token more is the end of the sequence.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file() or not texts:
+        return None
+    encodings = _uncut(path).encode_batch(list(texts))
+    return sum(len(encoding.ids) + 1 > max_length for encoding in encodings) / len(texts)
+
+
+@cache
+def _uncut(path: Path) -> Tokenizer:
+    """A tokenizer that leaves texts whole; a large vocabulary takes half a second to read."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def padded(ids: torch.Tensor, lengths: Sequence[int], pad_token_id: int) -> dict[str, Any]:

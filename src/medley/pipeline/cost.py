@@ -1,20 +1,24 @@
 """What a step will cost, estimated from sizes alone for `--plan`: nothing is encoded, asked or written.
 
-`texts_encoded`, `texts_trained`, `steps`, `trained_parameters`, `disk_bytes`; llm_cost.py has what a language
-model takes.
+`texts_encoded`, `texts_trained`, `texts_cut_by_estimate` (longer than the model reads: estimated from a few texts),
+`steps`, `trained_parameters`, `disk_bytes`; llm_cost.py has what a language model takes.
 """
 
 from __future__ import annotations
 
 import math
+import random
 import re
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from medley.merge.checkpoint import Checkpoint
 from medley.merge.coefficients import kind_of
 from medley.merge.settings import SearchSettings
 from medley.model_name import resolve_base
-from medley.pipeline.inputs import Inputs
+from medley.pairs import StreamedPairs
+from medley.pipeline.inputs import Inputs, expanded
 from medley.prompts.edit import PER_ROUND, ROUNDS
 from medley.prompts.generic import AT_ONCE
 from medley.prompts.library import read_library
@@ -24,6 +28,8 @@ from medley.recipe import Recipe, Source
 from medley.train.settings import EarlyStopping
 
 Cost = dict[str, float]
+SAMPLE = 200
+"""Texts of a collection or source that are tokenized to estimate how many are cut."""
 
 
 def rows_of(source: Source, inputs: Inputs) -> int:
@@ -45,6 +51,7 @@ def cost_of_training(recipe: Recipe, inputs: Inputs, sources: list[str], dev: li
     steps = recipe.train.steps_of(rows)[0] if rows else 0
     texts = min(rows * recipe.train.epochs, steps * recipe.train.batch_size) * (2 + recipe.train.negatives)
     cost: Cost = {"texts_trained": texts, "steps": steps, **trained_parameters(recipe)}
+    cost |= training_texts_cut(recipe, inputs, sources)
     stopping = recipe.train.early_stopping
     if stopping is None:
         return cost
@@ -57,6 +64,52 @@ def cost_of_training(recipe: Recipe, inputs: Inputs, sources: list[str], dev: li
         "steps": trials * steps,
         "texts_encoded": trials * encoded,
     }
+
+
+def training_texts_cut(recipe: Recipe, inputs: Inputs, sources: list[str]) -> Cost:
+    """Rows whose positive is longer than the model reads, estimated from a sample of each source's."""
+    for name in sources:
+        if f"sources.{name}" not in inputs.shares_cut:
+            texts = _positives(recipe.sources[name], inputs)
+            inputs.shares_cut[f"sources.{name}"] = _share_cut(recipe, texts)
+    return _estimated(
+        [(rows_of(recipe.sources[name], inputs), inputs.shares_cut[f"sources.{name}"]) for name in sources]
+    )
+
+
+def passages_cut(recipe: Recipe, inputs: Inputs, specs: Sequence[str]) -> Cost:
+    """Passages of collections that are longer than the model reads, estimated from a sample of each."""
+    for spec in specs:
+        if spec not in inputs.shares_cut:
+            corpus = inputs.collection(spec).corpus
+            rows = random.Random(recipe.seed).sample(range(len(corpus)), min(SAMPLE, len(corpus)))
+            inputs.shares_cut[spec] = _share_cut(recipe, [corpus[row].full_text for row in rows])
+    return _estimated([(len(inputs.collection(spec).corpus), inputs.shares_cut[spec]) for spec in specs])
+
+
+def _estimated(found: Sequence[tuple[int, float | None]]) -> Cost:
+    """The number that shares of so many texts make; nothing where none is cut or a tokenizer is missing."""
+    cut = sum(round(count * share) for count, share in found if share is not None)
+    return {"texts_cut_by_estimate": cut} if cut else {}
+
+
+def _positives(source: Source, inputs: Inputs) -> list[str]:
+    """The first positives of a source; of a corpus its first passages, from which queries are written."""
+    if source.collection is not None:
+        collection = inputs.collection(f"{source.collection}:{source.split}")
+        wanted = {ids[0] for query in collection.queries if (ids := collection.positives(query))}
+        return [p.full_text for p in islice((p for p in collection.corpus if p.id in wanted), SAMPLE)]
+    if source.corpus is not None:
+        return [passage.full_text for passage in islice(inputs.corpus(source.corpus), SAMPLE)]
+    return [pair.positive for pair in islice(StreamedPairs(expanded(source.pairs or "")), SAMPLE)]
+
+
+def _share_cut(recipe: Recipe, texts: Sequence[str]) -> float | None:
+    from medley.batches import share_cut
+
+    prompt = recipe.retriever.template_value.document
+    folder = Path(resolve_base(recipe.base))
+    return share_cut(folder, [prompt + text for text in texts], recipe.retriever.max_length)
 
 
 def trained_parameters(recipe: Recipe) -> Cost:
@@ -93,7 +146,11 @@ def cost_of_search(recipe: Recipe, inputs: Inputs) -> Cost:
     queries, passages = pool_texts(recipe.merge.search, inputs, recipe.merge.dev)
     encodings = recipe.merge.search.encodings * len(recipe.merge.methods)
     ranking = _texts_ranked(recipe, inputs)
-    return {"encodings": encodings, "texts_encoded": encodings * (queries + passages) + ranking}
+    return {
+        "encodings": encodings,
+        "texts_encoded": encodings * (queries + passages) + ranking,
+        **passages_cut(recipe, inputs, recipe.merge.dev),
+    }
 
 
 def _texts_ranked(recipe: Recipe, inputs: Inputs) -> int:
@@ -144,7 +201,8 @@ def cost_of_evaluation(recipe: Recipe, inputs: Inputs, variant: str) -> Cost:
     if variant == "bm25":
         return {}
     collections = [inputs.collection(spec) for spec in recipe.evaluate.tasks]
-    return {"texts_encoded": sum(len(c.corpus) + len(c.queries) for c in collections)}
+    texts = sum(len(c.corpus) + len(c.queries) for c in collections)
+    return {"texts_encoded": texts, **passages_cut(recipe, inputs, recipe.evaluate.tasks)}
 
 
 def cost_of_model(recipe: Recipe) -> Cost:

@@ -30,6 +30,8 @@ class Inputs:
     corpora: dict[str, Sequence[Passage]] = field(default_factory=dict)
     identities: dict[str, str] = field(default_factory=dict)
     pairs: dict[str, int] = field(default_factory=dict)
+    shares_cut: dict[str, float | None] = field(default_factory=dict)
+    """By collection or source: the share of texts that are longer than the model reads, by a sample; None: unknown."""
     bases: dict[str, Retriever] = field(default_factory=dict)
     """An open base without an adapter, by its place, that the next expert starts from."""
     left_out: dict[str, int] = field(default_factory=dict)

@@ -10,6 +10,7 @@ without abstractions; a test compares the two.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,11 +25,11 @@ from medley.noticed import count_as, noticing
 from medley.pairs import TrainingPair
 from medley.progress import progress, say
 from medley.train.adapter import add_adapter
-from medley.train.batches import Batches, keys_of
+from medley.train.batches import Batches, Keys, keys_of, text_key
 from medley.train.collate import Collator
 from medley.train.gradient_cache import GradientCache
 from medley.train.loss import InfoNCE
-from medley.train.processes import join
+from medley.train.processes import is_first, join
 from medley.train.settings import TrainSettings
 from medley.train.sharded import is_sharded, shard_base
 from medley.train.stopping import DevCurve, DevWatch, Score, steps_between, watching
@@ -213,6 +214,8 @@ def loader(
         raise PairsError(
             "every pair has the same positive; a contrast needs at least two different passages."
         )
+    if is_first():
+        _tell_what_does_not_bite(pairs, settings, keys)
     rows: Any = _Rows(len(pairs))
     several = dist.is_available() and dist.is_initialized()
     return torch.utils.data.DataLoader(
@@ -234,6 +237,31 @@ def loader(
             world=dist.get_world_size() if several else 1,
         ),
     )
+
+
+def _tell_what_does_not_bite(pairs: Sequence[TrainingPair], settings: TrainSettings, keys: Keys) -> None:
+    """Say which settings the pairs leave without effect, and which negatives teach nothing."""
+    count = len(pairs)
+    if settings.batch_size > count:
+        say(
+            f"batch_size {settings.batch_size} is more than the {count} pairs, so a batch holds {count} at most"
+        )
+    if (
+        settings.max_steps is None
+        and settings.epochs * math.ceil(count / min(settings.batch_size, count)) < 1
+    ):
+        say(f"epochs {settings.epochs:g} of {count} pairs is less than a step; one step is made")
+    if settings.negatives:
+        with_negatives = [
+            (row, pair.negatives[: settings.negatives]) for row, pair in enumerate(pairs) if pair.negatives
+        ]
+        idle = sum(
+            all(not text.strip() or text_key(text) == int(keys.positive_N[row]) for text in negatives)
+            for row, negatives in with_negatives
+        )
+        if idle:
+            say(f"{idle:,} of {len(with_negatives):,} pairs with negatives have only such as are empty or equal their "
+                "positive, which teach nothing; mine others.")  # fmt: skip
 
 
 class _Rows:
