@@ -21,7 +21,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "bundled" not in path
 
 LAYERS = (
     {"errors"},
-    {"files", "recipe_problems", "text_file", "yaml_file", "csv_file", "fingerprint", "progress", "markdown", "overlap", "words", "template", "collections", "documents",
+    {"files", "recipe_problems", "text_file", "yaml_file", "csv_file", "fingerprint", "progress", "markdown", "overlap", "words", "sentences", "template", "collections", "documents",
      "qrels", "mteb_tasks", "pair_files", "pairs", "leaks", "origins", "positives", "prompt_file", "hub", "loading", "model_name", "traits", "statistics", "finite",
      "noticed",
      "ending", "durable", "replaceable"},

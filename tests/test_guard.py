@@ -13,6 +13,7 @@ from guard_rows import ANSWER, BARE, BM25, FAR, HARD, OTHER_ANSWER, QUERY, remov
 from medley.encoder import Retriever, RetrieverSettings, build_retriever, encode_passages, encode_queries
 from medley.errors import InputError, ModelError
 from medley.guard.decide import guard_negatives
+from medley.guard.rewritten import parts_of
 from medley.guard.settings import GuardSettings
 from medley.guard.signals import KnownPositives
 from medley.origins import negatives_of, without_negatives
@@ -110,6 +111,77 @@ def test_perturbed_and_judged_negatives_may_be_near_a_positive_but_not_equal() -
     for record in ({"perturbed": [{"kind": "number"}]}, {"judged_negatives": ["d1"]}):
         assert guard_negatives([row(near, **record)], BARE, seed=0).pairs[0].negatives == (near,)
         assert guard_negatives([row(ANSWER + "!", **record)], BARE, seed=0).pairs[0].negatives == ()
+
+
+STORY = "Metformin is the first treatment of type 2 diabetes. It was found in 1922. The dose is 500 mg."
+
+
+def rewritten(*edits: tuple[str, str], record: bool = True) -> TrainingPair:
+    """A row whose only negative is its positive with some words changed, and the record of that."""
+    negative = STORY
+    for old, new in edits:
+        negative = negative.replace(old, new)
+    changes = [{"from": old, "to": new, "at": [STORY.index(old)], "count": 1} for old, new in edits if record]
+    return row(negative, positive=STORY, perturbed={"kind": "entity", "changes": changes, "row": 0})
+
+
+REWRITTEN = [
+    rewritten(("Metformin", "Insulin"), ("type 2", "type 1")),
+    rewritten(("1922", "1940")),
+    rewritten(("500", "850")),
+    rewritten(("type 2 diabetes", "gout")),
+    rewritten(("1922", "1940"), record=False),
+]
+
+
+def test_a_rewritten_negative_goes_where_what_answers_was_left() -> None:
+    guarded = guard_negatives(REWRITTEN, BM25, seed=0)
+    assert [removed(pair) != {} for pair in guarded.pairs] == [False, True, True, False, False]
+    assert guarded.counts["dropped"] == {"left": 2} and guarded.counts["rewritten_unchecked"] == 1
+    (entry,) = guarded.pairs[1].provenance["guard"]["removed"]
+    assert entry["signal"] == "left" and entry["value"] >= entry["limit"]
+    (entry,) = guarded.pairs[0].provenance["guard"]["kept"]
+    assert entry["verdict"] == "keep" and entry["value"] < entry["limit"]
+    off = BM25.model_copy(update={"left": None})
+    assert guard_negatives(REWRITTEN, off, seed=0).counts["kept"] == len(REWRITTEN)
+
+
+def test_a_model_compares_what_was_left_with_what_was_changed(tiny: Retriever) -> None:
+    guarded = guard_negatives(REWRITTEN[:4], GuardSettings(retriever="tiny"), seed=0, retriever=tiny)
+    (query_H,) = encode_queries(tiny, [QUERY])
+    for before, after in zip(REWRITTEN, guarded.pairs, strict=False):
+        parts = parts_of(STORY, before.negatives[0], before.provenance["perturbed"]["changes"])
+        assert parts is not None
+        changed, left = encode_passages(tiny, list(parts)) @ query_H
+        assert (removed(after) == {before.negatives[0]: "left"}) == (left >= changed and left > 0)
+
+
+def test_new_sentences_are_held_against_the_margin_and_other_words_are_not() -> None:
+    answer, other = STORY.split(". ")[0] + ".", "In type 2 diabetes the first treatment is metformin."
+    for kind, dropped in (("sentence", {"margin": 1}), ("entity", {})):
+        changes = [{"from": answer, "to": other, "at": [0], "count": 1}]
+        record = {"kind": kind, "changes": changes, "row": 0}
+        pair = row(STORY.replace(answer, other), positive=STORY, perturbed=record)
+        assert guard_negatives([pair], BM25, seed=0).counts["dropped"] == dropped
+        changes = [{"from": STORY, "to": other, "at": [0], "count": 1}]
+        pair = row(other, positive=STORY, perturbed={"kind": kind, "changes": changes, "row": 0})
+        counts = guard_negatives([pair], BM25, seed=0).counts
+        assert counts["dropped"] == dropped and ("rewritten_unchecked" in counts) == (kind == "entity")
+
+
+def test_parts_of_a_rewriting_follow_its_record() -> None:
+    pair = rewritten(("1922", "1940"))
+    changes = pair.provenance["perturbed"]["changes"]
+    found = parts_of(STORY, pair.negatives[0], changes)
+    assert found == (
+        "It was found in 1922.",
+        "Metformin is the first treatment of type 2 diabetes. The dose is 500 mg.",
+    )
+    assert parts_of(STORY, STORY, changes) is None and parts_of(ANSWER, pair.negatives[0], changes) is None
+    whole = parts_of(
+        "One sentence of 1922.", "One sentence of 1940.", [{"from": "1922", "to": "1940", "at": [16]}]
+    )
+    assert whole == ("One sentence of 1922.", "")
 
 
 # A retriever --------------------------------------------------------------------------------------------------

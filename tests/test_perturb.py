@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from medley.collections import Passage
 from medley.errors import InputError
 from medley.pairs import TrainingPair
+from medley.sentences import sentence_spans
 from medley.synthesize.entities import build_lexicon, read_classes
 from medley.synthesize.focus import find_focus
 from medley.synthesize.negation import negation_changes, read_antonyms
@@ -26,7 +27,6 @@ from medley.synthesize.rewrite import (
     plural,
     recorded,
     replay,
-    sentence_spans,
     singular,
     starts_with_vowel_sound,
 )

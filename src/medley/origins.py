@@ -26,12 +26,16 @@ RECORDS: Mapping[str, Origin] = {
 
 @dataclass(frozen=True)
 class Negative:
-    """One negative: its text, its origin, the kind of a generated one, and a mined one's score."""
+    """One negative: its text, its origin, the kind of a generated one, and a mined one's score.
+
+    `changes` are those that made a rewritten one of the positive, as its record has them.
+    """
 
     text: str
     origin: Origin
     kind: str = ""
     score: float | None = None
+    changes: Sequence[Mapping[str, Any]] = ()
 
     @property
     def label(self) -> str:
@@ -50,7 +54,16 @@ def negatives_of(pair: TrainingPair) -> list[Negative]:
             scores = record.get("scores") if isinstance(record, Mapping) else None
             score = scores[position] if isinstance(scores, list) and len(scores) == stop - start else None
             score = score if isinstance(score, (int, float)) else None
-            found.append(Negative(text, RECORDS.get(key, "unknown"), str(kind or ""), score))
+            changes = entry.get("changes") if isinstance(entry, Mapping) else None
+            found.append(
+                Negative(
+                    text,
+                    RECORDS.get(key, "unknown"),
+                    str(kind or ""),
+                    score,
+                    changes if isinstance(changes, list) else (),
+                )
+            )
     return found
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from medley.errors import InputError, ModelError
 from medley.guard.judge import Judgement, Question, judge
+from medley.guard.rewritten import Parts, parts_of
 from medley.guard.settings import GuardSettings, JudgeSettings
 from medley.guard.signals import Case, KnownPositives, Signal, score_cases, signals
 from medley.origins import Negative, negatives_of, without_negatives
@@ -28,7 +29,11 @@ if TYPE_CHECKING:
 Place = tuple[int, int]
 """(number of the pair, position of the negative in it)."""
 NEAR_CHECKED = ("mined", "generated", "unknown")
-"""Perturbed negatives are near duplicates on purpose, with the change on record; of judged ones people know better."""
+"""Perturbed negatives are near duplicates on purpose, with the change on record, and are looked at by that record; of
+judged ones people know better."""
+FOREIGN = ("sentence",)
+"""Kinds of rewriting that bring sentences of another passage, which may answer by themselves. The margin is asked of
+these only: a retriever hardly sees another number, and would drop nineteen of twenty (docs/results/guard.md)."""
 JUDGED = ("mined", "generated", "perturbed", "unknown")
 """Origins the judge is asked about: not those that people have judged."""
 
@@ -75,7 +80,8 @@ def guard_negatives(
     rows are known too, and what they hold as `judged` negatives only a duplicate of a positive can overrule.
 
     `retriever` is needed where the settings name a model, `chat` where they have a judge. Counts: `pairs`,
-    `negatives` (before), `kept`, `dropped` by signal, `promoted`, `pairs_without_negative`, and `judge` with its own.
+    `negatives` (before), `kept`, `dropped` by signal, `promoted`, `pairs_without_negative`, `rewritten_unchecked` (if
+    any: rewritten ones of one sentence, or without a record that fits), and `judge` with its own.
     Raises ModelError or InputError for a missing one; see `judge` for what else.
     """
     if (retriever is not None) != (settings.retriever not in (None, "bm25")):
@@ -89,6 +95,8 @@ def guard_negatives(
     work = _Work(pairs, settings, judged)
     work.drop_duplicates()
     suspects = work.suspects(retriever) if settings.retriever is not None else {}
+    if settings.retriever is not None:
+        suspects |= work.rewritten_suspects(retriever)
     judge_counts: dict[str, int] = {}
     if chat is not None and settings.judge is not None:
         wanted = {"all": (True, False), "suspected": (True,), "left": (False,)}[settings.judge.asked]
@@ -129,6 +137,8 @@ class _Work:
             positives[normal_form(pair.query)][pair.positive] = None
         self._positives = {query: tuple(texts) for query, texts in positives.items()}
         self.verdicts: dict[Place, Verdict] = {}
+        self.unchecked = 0
+        """Rewritten negatives of which nothing can be said: one sentence, or no record that fits."""
 
     def _positives_of(self, row: int) -> tuple[str, ...]:
         return self._positives[normal_form(self._pairs[row].query)]
@@ -191,6 +201,51 @@ class _Work:
                     self.verdicts[place] = _of_signal("keep", strongest)
         return found
 
+    def rewritten_suspects(self, retriever: Retriever | None) -> dict[Place, Verdict]:
+        """The rewritten negatives that left what answers, or whose new sentences score too high; of others, how near
+        they come is their verdict.
+        """
+        parts: dict[Place, Parts] = {}
+        texts: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+        for row, position in self.left(("perturbed",)):
+            pair, negative = self._pairs[row], self._negatives[row][position]
+            found = parts_of(pair.positive, negative.text, negative.changes)
+            if found is None or not (found.left or negative.kind in FOREIGN):
+                self.unchecked += 1
+                continue
+            parts[row, position] = found
+            texts[pair.query, pair.instruction] |= dict.fromkeys((*found, pair.positive, negative.text))
+        if not parts:
+            return {}
+        cases = [Case(key, self._positives[normal_form(key[0])], tuple(own)) for key, own in texts.items()]
+        score = {
+            (case.key, text): float(found)
+            for case, scores in zip(cases, score_cases(cases, retriever), strict=True)
+            for text, found in zip(case.candidates, scores.candidates, strict=True)
+        }
+        suspects: dict[Place, Verdict] = {}
+        for place, own in parts.items():
+            pair, negative = self._pairs[place[0]], self._negatives[place[0]][place[1]]
+            key = pair.query, pair.instruction
+            told = []
+            if self._settings.left is not None:
+                told.append(
+                    Signal("left", score[key, own.left], self._settings.left * score[key, own.changed])
+                )
+            if (
+                self._settings.margin is not None
+                and negative.kind in FOREIGN
+                and score[key, pair.positive] > 0
+            ):
+                limit = self._settings.margin * score[key, pair.positive]
+                told.append(Signal("margin", score[key, negative.text], limit))
+            strongest = max(told, key=lambda signal: (signal.fires, signal.strength), default=None)
+            if strongest is not None and strongest.fires:
+                suspects[place] = _of_signal("drop", strongest)
+            elif strongest is not None and place not in self.verdicts:
+                self.verdicts[place] = _of_signal("keep", strongest)
+        return suspects
+
     def drop_duplicates_of_promoted(self) -> None:
         """A promoted passage is no negative in any other row of its query."""
         promoted: dict[str, list[str]] = defaultdict(list)
@@ -228,6 +283,8 @@ class _Work:
             "new_pairs": new,
             "pairs_without_negative": sum(not pair.negatives for pair in guarded),
         }
+        if self.unchecked:
+            counts["rewritten_unchecked"] = self.unchecked
         return counts | ({"judge": dict(judge_counts)} if judge_counts else {})
 
 

@@ -68,6 +68,12 @@ class GuardSettings(BaseModel):
         le=1,
         description="with a retriever: limit on the similarity to a positive; null: not looked at",
     )
+    left: float | None = Field(
+        1.0,
+        gt=0,
+        description="with a retriever: limit on what a rewritten negative left of its positive, as a share of what it "
+        "changed there, both scored for the query; null: not looked at",
+    )
     near_duplicate: float = Field(
         0.9,
         gt=0,
@@ -76,7 +82,7 @@ class GuardSettings(BaseModel):
         "which a negative is one",
     )
     scored: tuple[Origin, ...] = Field(
-        ("mined", "generated", "unknown"), description="origins of negatives that the retriever may drop"
+        ("mined", "generated", "unknown"), description="origins of negatives whose own score may drop them"
     )
     judge: JudgeSettings | None = Field(
         None, description="ask the recipe's llm too; `true` for the defaults, null or `false`: no"

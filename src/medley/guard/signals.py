@@ -7,6 +7,7 @@ known positive and n the candidate:
     margin       s(q, n)                                         limit: margin x s(q, p), p being the row's own positive
     similarity   max over p of  s(p, n) / s(p, p)                (NV-Retriever, arXiv 2407.15831)
     closeness    max over p of  (s(q, n) + s(p, n)) / (s(q, p) + s(p, p))
+    left         s(q, what a rewriting left of p)                limit: left x s(q, what it changed); see rewritten.py
 
 Closeness is the margin asked with query and positive together: for vectors it is the ratio of the candidate's and the
 positive's score under the query q + p, which is Rocchio's expanded query (1971).

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from medley.sentences import sentence_spans
 from medley.synthesize.entities import Lexicon, stems_of
-from medley.synthesize.rewrite import sentence_spans
 
 TRUSTED = 0.45
 STRONG = 0.6

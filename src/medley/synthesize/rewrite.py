@@ -16,8 +16,6 @@ from typing import Any
 import regex
 
 WORD = regex.compile(r"[\w\p{M}]+(?:[-'’][\w\p{M}]+)*")
-_SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(\s+)(?=[\"'“‘(\[]?[A-Z0-9])")
-_ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|etc|vs|cf|approx|ca|Dr|Mr|Mrs|Ms|Prof|St|Fig|No|[A-Z])\.$")
 _IRREGULAR = {
     "child": "children", "man": "men", "woman": "women", "tooth": "teeth", "foot": "feet", "mouse": "mice",
     "goose": "geese", "person": "people", "bacterium": "bacteria", "fungus": "fungi", "leaf": "leaves",
@@ -76,17 +74,6 @@ def replay(text: str, changes: Sequence[Mapping[str, Any]]) -> str:
     return apply_changes(
         text, (Change(start, entry["from"], entry["to"]) for entry in changes for start in entry["at"])
     )
-
-
-def sentence_spans(text: str) -> list[tuple[int, int]]:
-    """(start, end) of each sentence; a full stop after a common abbreviation or an initial ends none."""
-    spans: list[tuple[int, int]] = []
-    start = 0
-    for gap in _SENTENCE_END.finditer(text):
-        if not _ABBREVIATION.search(text, start, gap.start(1)):
-            spans.append((start, gap.start(1)))
-            start = gap.end()
-    return [*spans, (start, len(text))]
 
 
 def plural(term: str) -> str:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from medley.collections import Passage
+from medley.sentences import sentence_spans
 from medley.synthesize.entities import Lexicon, short_title, stems_of
 from medley.synthesize.focus import Focus, query_share
-from medley.synthesize.rewrite import Change, is_plural, like_case, sentence_spans
+from medley.synthesize.rewrite import Change, is_plural, like_case
 
 NEAREST = 6
 """How many passages are looked at for sentences."""
