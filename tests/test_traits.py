@@ -12,7 +12,7 @@ import pytest
 from medley.any_model import open_model
 from medley.encoder import RetrieverSettings, build_retriever, encode_queries, open_retriever, save_retriever
 from medley.errors import ModelError
-from medley.expert import open_expert, save_expert
+from medley.expert import open_expert, read_expert, save_expert
 from medley.merge.opening import open_merge
 from medley.merge.settings import MergeFile
 from medley.template import Template
@@ -114,6 +114,11 @@ def test_medleys_own_model_is_a_base_under_its_own_settings(tiny_model_folder, t
     assert again.query_prompt() == "Find another\nQuery: "
     with pytest.raises(ModelError, match=r"pooling last.*pooling mean"):
         build_retriever(str(tmp_path / "m"), FLOAT32.model_copy(update={"pooling": "mean"}))
+    pairs = write_lines(tmp_path / "pairs.jsonl", training_rows("train_a"))
+    done = medley("train", "--base", tmp_path / "m", "--pairs", pairs, "--out", tmp_path / "e")
+    assert done.code == 0, done.err
+    settings = read_expert(tmp_path / "e").settings
+    assert settings is not None and settings.max_length == 64  # not the default of 512
 
 
 def test_an_expert_that_was_trained_otherwise_than_its_base_was_published(

@@ -167,7 +167,7 @@ def _contrastive(
         join()
         stopping = settings.early_stopping
         pools = pools_of(dev, stopping, seed=seed) if stopping else []
-        how = _retriever_settings(settings)
+        how = _retriever_settings(base, settings)
         retriever = build_retriever(
             base, how, instruction=instruction or rows[0].instruction, device=loading_device(settings)
         )
@@ -198,11 +198,17 @@ def _contrastive(
     return result | ({"dev": report["dev"]["chosen"]} if report["dev"] else {})
 
 
-def _retriever_settings(settings: TrainSettings) -> RetrieverSettings:
-    """All weights need float32 to take small steps; an adapter has its own."""
+def _retriever_settings(base: str, settings: TrainSettings) -> RetrieverSettings:
+    """As the base was made, where Medley made it. All weights need float32 to take small steps; an adapter has its
+    own."""
     from medley.encoder import RetrieverSettings
+    from medley.model_name import location_of
+    from medley.traits import describing, published_traits, settings_of
 
-    return RetrieverSettings.model_validate({"dtype": "bfloat16" if settings.lora else "float32"})
+    location = location_of(base)
+    own = settings_of(published_traits(location)) if describing(location) else None
+    dtype = "bfloat16" if settings.lora else "float32"
+    return (own or RetrieverSettings()).model_copy(update={"dtype": dtype})
 
 
 def _planned(base: str, pairs: Path, settings: TrainSettings, instruction: str, seed: int) -> dict[str, Any]:
@@ -211,7 +217,7 @@ def _planned(base: str, pairs: Path, settings: TrainSettings, instruction: str, 
     from medley.train.preflight import preflight
 
     rows = read_pairs(pairs)
-    how = _retriever_settings(settings)
+    how = _retriever_settings(base, settings)
     retriever = build_retriever(base, how, instruction=instruction or rows[0].instruction)
     return preflight(retriever, rows, settings, seed=seed).as_json()
 
