@@ -30,6 +30,7 @@ LAYERS = (
     {"mine", "synthesize", "guard", "review", "prompts", "train", "merge", "evaluate", "report"},
     {"recipe", "recipe_data", "recipe_merge", "recipe_places"},  # every stage's settings in one file; the stages themselves it does not call
     {"pipeline"},
+    {"api"},
     {"cli", "cli_compare", "cli_evaluate", "cli_guard", "cli_leaks", "cli_llm", "cli_options", "cli_prompts", "cli_synthesize",
      "cli_train", "__main__", "tables"},
 )  # fmt: skip

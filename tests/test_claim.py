@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from medley.api import train as api_train
 from medley.claim import claimed, unfinished
 from medley.errors import OutputError
 from medley.files import write_text, writing
@@ -236,7 +237,7 @@ def test_a_folder_of_somebody_elses_is_not_taken_for_unfinished_work(here: Path)
 def test_a_train_command_keeps_the_checkpoints_of_another_setting(here: Path) -> None:
     train = ["train", "--base", "tiny", *PAIRS, "--out", "expert"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("medley.train.trials.train_best", killed)
+        patch.setattr(api_train, "train_best", killed)
         assert medley(*train, "--batch-size", "4").code == 130
     done = medley(*train, "--batch-size", "2")
     assert done.code == 2 and "holds unfinished work with batch_size = 4, not 2" in done.err

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +26,7 @@ from medley import (
 from medley.cli_options import AdapterBase, Force, Json, Out, Overrides, PairsFile, Seed
 from medley.ending import INTERRUPTED, tidy_ending
 from medley.errors import InputError, MedleyError
-from medley.noticed import noticing
+from medley.noticed import telling
 from medley.progress import printable, say
 from medley.tables import print_results, print_steps
 
@@ -45,10 +44,8 @@ def main() -> None:
     # On a CPU oneDNN keeps code for up to 1,024 shapes of matrices: hundreds of MB where texts have all lengths.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     try:
-        with tidy_ending(), noticing() as noticed:
+        with tidy_ending(), telling():
             status = app(prog_name="medley", standalone_mode=False)
-        if os.environ.get("RANK", "0") == "0":  # of a launcher's processes one speaks for all
-            noticed.tell("")
     except MedleyError as problem:
         say(f"medley: {problem}")
         sys.exit(problem.exit_code)
@@ -214,13 +211,8 @@ def mine(
     force: Force = False,
 ) -> None:
     """Mine hard negatives for training pairs, from a corpus."""
-    from contextlib import nullcontext
-
-    from medley.any_model import open_model
-    from medley.claim import claimed, unfinished
-    from medley.collections import load_corpus
-    from medley.mine import MinedStream, MiningSettings
-    from medley.pairs import StreamedPairs, write_pairs
+    from medley.api.mine import mine as mine_pairs
+    from medley.mine import MiningSettings
 
     settings = MiningSettings.model_validate(
         {
@@ -235,15 +227,9 @@ def mine(
             "sampling": sampling,
         }
     )
-    with claimed(out, force=force, inputs=(pairs, corpus, retriever)):
-        rows = StreamedPairs(pairs)
-        for _ in rows:  # wrong rows are told before anything is indexed or encoded
-            pass
-        passages = load_corpus(corpus) if corpus else None
-        model = None if retriever == "bm25" else open_model(retriever, base=base)
-        with nullcontext(vectors) if vectors or model is None else unfinished(out, "vectors") as store:
-            mined = MinedStream(rows, passages, settings, seed=seed, retriever=model, store=store)
-            write_pairs(out, mined, force=force)
+    mined = mine_pairs(
+        pairs, out, corpus=corpus, settings=settings, base=base, vectors=vectors, seed=seed, force=force
+    )
     print(json.dumps(mined.counts))
 
 
@@ -264,19 +250,13 @@ def merge(
     force: Force = False,
 ) -> None:
     """Merge experts with given weights. The model is exported through the gate."""
-    from medley.claim import claimed
-    from medley.merge.model import merge_model, write_as_mergekit
-    from medley.merge.settings import read_merge_file
+    from medley.api.merge import as_mergekit_file
+    from medley.api.merge import merge as merge_experts
 
-    file = read_merge_file(merge_file)
-    read = [merge_file, *map(Path, (file.base, *file.experts.values()))]
-    with claimed(out, force=force, folder=not as_mergekit, inputs=read):
-        if as_mergekit:
-            write_as_mergekit(file, out, force=force)
-            print(json.dumps({"mergekit": str(out)}))
-            return
-        gate = merge_model(file, out)
-    print(json.dumps({"model": str(out), "gate": asdict(gate) if gate else None}))
+    if as_mergekit:
+        print(json.dumps({"mergekit": str(as_mergekit_file(merge_file, out, force=force))}))
+    else:
+        print(json.dumps(merge_experts(merge_file, out, force=force).as_json()))
 
 
 @app.command("search-merge")
@@ -286,28 +266,9 @@ def search_merge(
     force: Force = False,
 ) -> None:
     """Search merge weights on dev, in memory. Writes search.json and the best model."""
-    from medley.claim import claimed, unfinished
-    from medley.errors import RecipeError
-    from medley.files import writing
-    from medley.merge import model as merging
-    from medley.merge.outcome import write_search
-    from medley.merge.settings import read_merge_file
+    from medley.api.merge import search_merge as search
 
-    settings = read_merge_file(merge_file)
-    if settings.search is None or not settings.search.dev:
-        raise RecipeError(f"{merge_file}: search.dev is required; name at least one dev collection.")
-    read = [merge_file, *map(Path, (settings.base, *settings.experts.values()))]
-    with (
-        claimed(out, force=force, folder=True, inputs=read),
-        unfinished(out, "encodings") as encodings,
-        writing(out) as temporary,
-    ):
-        settings = merging.with_shrinking(settings)
-        result = merging.search_merge(settings, unfinished=encodings)
-        best = settings.model_copy(update={"weights": result.best.coefficients})
-        merging.merge_model(best, temporary / "model", dev=result.chosen_on)
-        write_search(temporary / "search.json", result)
-    print(json.dumps(result.as_json()["best"]))
+    print(json.dumps(search(merge_file, out, force=force).result.as_json()["best"]))
 
 
 app.command()(cli_evaluate.evaluate)

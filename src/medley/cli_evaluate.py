@@ -12,13 +12,9 @@ import typer
 
 from medley.cli_options import AdapterBase, Force, Json
 from medley.errors import InputError
-from medley.progress import say
 
 if TYPE_CHECKING:
     from medley.evaluate.access import Access
-
-SCORING = ("evaluate/scores.py", "evaluate/similarity.py", "evaluate/systems.py", "search")
-"""Code that decides a score: a result kept from before holds until it changes."""
 
 
 def evaluate(
@@ -82,69 +78,28 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a model on MTEB tasks and collections. Baselines, BM25 among them, stand beside it."""
-    from medley.claim import claimed
-    from medley.collections import load_collection
-    from medley.evaluate.suites import open_suite, refuse_missing
-    from medley.evaluate.systems import Options, rows_of
-    from medley.evaluate.table import evaluate_table, say_chosen
-    from medley.files import write_json
-    from medley.fingerprint import code_of
-    from medley.search.compressed import check_compression
+    from medley.api.evaluate import evaluate as evaluate_models
+    from medley.api.evaluate import open_tasks
+    from medley.evaluate.systems import Options, base_name
     from medley.tables import print_evaluation
 
-    if not task and not suite:
-        raise InputError("nothing to score on; give --task or --suite.")
-    if engine not in ("local", "ray"):
-        raise InputError(f"--engine {engine}: not known; choose local or ray.")
-    compressions = [check_compression(name) for name in compress or ()]
-    rows = rows_of([model, *(baseline or ())], compressions)
-    collections = [load_collection(spec, keep_empty=keep_empty) for spec in task or ()]
-    opened = [open_suite(name) for name in suite or ()]
-    missing = {name: reason for each in opened for name, reason in each.missing.items()}
-    if not skip_missing:
-        refuse_missing(missing, sum(len(e.collections) + len(e.similarity) + len(e.missing) for e in opened))
-    elif missing:
-        say(f"left out, since they are not available: {', '.join(missing)}")
-    # a task that two suites share is scored once
-    collections += {c.name: c for each in opened for c in each.collections}.values()
+    models = [model, *(baseline or ())]
     options = Options(
         instruction=instruction,
-        instructions={name: text for each in opened for name, text in each.instructions.items()},
         template=template,
         base=base,
         dtype=dtype,
-        access=_access([row.base for row in rows], api_key_env, server_extra or ()),
+        access=_access(list(map(base_name, models)), api_key_env, server_extra or ()),
         store=store,
     )
-    with claimed(out, force=force, inputs=(model, *(baseline or ()))):
-        table = evaluate_table(
-            rows,
-            collections,
-            options,
-            similarity=list({t.name: t for each in opened for t in each.similarity}.values()),
-            engine=_engine(engine, options),
-            code=code_of(*SCORING),
-        )
-        groups = {group: names for each in opened for group, names in each.groups.items()}
-        # the first row stands at the top, as without baselines; `variants` holds all, as a run's results do
-        if rows[0].label not in table:
-            raise InputError(
-                f"{model}: none of the tasks can be scored with it; it has no vectors to compare sentences by."
-            )
-        first = table[rows[0].label]
-        results: dict[str, Any] = {**first, **({"variants": table} if len(table) > 1 else {})}
-        if groups:
-            results["groups"] = groups
-        if missing:
-            results["missing"] = missing
-        if out is not None:
-            write_json(out, results, force=force)
-    for label, row in table.items():
-        say_chosen(label, row["tasks"])
+    opened = open_tasks(task or (), suite or (), keep_empty=keep_empty, skip_missing=skip_missing)
+    found = evaluate_models(
+        models, opened, compress=compress or (), options=options, engine=engine, out=out, force=force,
+    )  # fmt: skip
     if as_json:
-        print(json.dumps(results))
+        print(json.dumps(found.as_json()))
     else:
-        print_evaluation(table, groups)
+        print_evaluation(found.table, dict(found.groups))
 
 
 def _access(names: Sequence[str], api_key_env: str | None, extra: Sequence[str]) -> dict[str, Access]:
@@ -175,15 +130,6 @@ def _access(names: Sequence[str], api_key_env: str | None, extra: Sequence[str])
         document_body=read(only["passage:"]),
     )
     return dict.fromkeys(servers, access)
-
-
-def _engine(name: str, options: Any) -> Any:
-    if name == "local":
-        return None
-    from medley.evaluate.systems import opened
-    from medley.search.ray_engine import ray_engine
-
-    return ray_engine(partial(opened, options=options))
 
 
 def published(

@@ -6,8 +6,6 @@ Under a launcher (torchrun, accelerate launch) the same command runs once on eve
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,8 +15,6 @@ from medley.cli_options import Force, Out, Seed
 from medley.errors import InputError
 
 if TYPE_CHECKING:
-    from medley.encoder import RetrieverSettings
-    from medley.train.contrastive import Training
     from medley.train.settings import LanguageSettings, TrainSettings
 
 OBJECTIVES = ("contrastive", "language")
@@ -74,6 +70,9 @@ def train(
     force: Force = False,
 ) -> None:
     """Train one expert on pairs, or a base on raw text. Continues where it was killed."""
+    from medley.api.train import plan_training, train_on_text
+    from medley.api.train import train as train_expert
+
     given: dict[str, Any] = {"epochs": epochs}
     given |= {} if learning_rate is None else {"learning_rate": learning_rate}
     given |= {} if batch_size is None else {"batch_size": batch_size}
@@ -89,161 +88,42 @@ def train(
             raise InputError(
                 "--objective language: give raw text with --text, and neither --pairs nor --dev."
             )
-        result = _language(base, text, out, _settings(given, overrides, language=True), seed, force)
+        trained = train_on_text(
+            base, text, out, settings=_language_settings(given, overrides), seed=seed, force=force
+        )
+        result = trained.as_json()
     else:
         if pairs is None or text:
             raise InputError("--objective contrastive: give a pairs file with --pairs, and no --text.")
         given |= {"early_stopping": {}} if dev else {}
-        settings = _settings(given, overrides, language=False)
-        result = (
-            _planned(base, pairs, settings, instruction, seed)
-            if plan
-            else _contrastive(base, pairs, out, settings, dev or [], instruction, seed, force)
-        )
+        settings = _train_settings(given, overrides)
+        if plan:
+            result = plan_training(base, pairs, settings=settings, instruction=instruction, seed=seed)
+        else:
+            result = train_expert(
+                base, pairs, out, settings=settings, dev=dev or (), instruction=instruction, seed=seed, force=force
+            ).as_json()  # fmt: skip
     from medley.train.processes import is_first
 
     if is_first():
         print(json.dumps(result))
 
 
-def _settings(given: dict[str, Any], overrides: list[str] | None, *, language: bool) -> Any:
+def _train_settings(given: dict[str, Any], overrides: list[str] | None) -> TrainSettings:
+    from medley.train.settings import TrainSettings
+
+    return TrainSettings.model_validate(_overridden(given, overrides))
+
+
+def _language_settings(given: dict[str, Any], overrides: list[str] | None) -> LanguageSettings:
+    from medley.train.settings import LanguageSettings
+
+    return LanguageSettings.model_validate(_overridden(given, overrides))
+
+
+def _overridden(given: dict[str, Any], overrides: list[str] | None) -> dict[str, Any]:
     from medley.recipe import overridden
-    from medley.train.settings import LanguageSettings, TrainSettings
 
     for override in overrides or ():
         given = overridden(given, override)
-    return (LanguageSettings if language else TrainSettings).model_validate(given)
-
-
-def _language(
-    base: str, text: list[Path], out: Path, settings: LanguageSettings, seed: int, force: bool
-) -> dict[str, Any]:
-    from medley.documents import shards_of
-    from medley.train.language import COSTS_NOTHING, train_language
-
-    asked = {"text": list(map(str, text)), "base": base, **_plain(settings, COSTS_NOTHING), "seed": seed}
-    with _claimed(out, force, asked, inputs=(base, *text)) as checkpoints:
-        shards = [shard for source in text for shard in shards_of(source)]
-        report = train_language(base, shards, settings, out, seed=seed, checkpoints=checkpoints)
-    return {
-        "tokens": report.tokens, "steps": report.steps, "loss": report.losses[-1]["loss"],
-        "held_out_loss_before": report.loss_before, "held_out_loss_after": report.loss_after,
-    }  # fmt: skip
-
-
-def _contrastive(
-    base: str,
-    pairs: Path,
-    out: Path,
-    settings: TrainSettings,
-    dev: list[str],
-    instruction: str,
-    seed: int,
-    force: bool,
-) -> dict[str, Any]:
-    import shutil
-
-    from medley.backbone import base_fingerprint
-    from medley.encoder import build_retriever, save_retriever
-    from medley.expert import save_expert
-    from medley.files import writing
-    from medley.fingerprint import fingerprint_file
-    from medley.leaks.chosen import as_extra, read_chosen
-    from medley.markdown import literal
-    from medley.model_name import resolve_base
-    from medley.pairs import read_pairs
-    from medley.pipeline.training import pools_of, score_on, stopped_on
-    from medley.train.processes import is_first, join
-    from medley.train.sharded import loading_device
-    from medley.train.trainer import COSTS_NOTHING
-    from medley.train.trials import train_best
-
-    asked = {
-        "pairs": fingerprint_file(pairs) if pairs.is_file() else "", "base": base, "dev": dev,
-        "instruction": instruction, **_plain(settings, COSTS_NOTHING), "seed": seed,
-    }  # fmt: skip
-    with _claimed(out, force, asked, inputs=(base, pairs)) as checkpoints:
-        rows = read_pairs(pairs)
-        join()
-        stopping = settings.early_stopping
-        pools = pools_of(dev, stopping, seed=seed) if stopping else []
-        how = _retriever_settings(base, settings)
-        retriever = build_retriever(
-            base, how, instruction=instruction or rows[0].instruction, device=loading_device(settings)
-        )
-        identity = base_fingerprint(retriever)
-        dev_kept = as_extra([*read_chosen(Path(resolve_base(base))), *stopped_on(pools)])
-
-        def save(folder: Path, training: Training) -> None:
-            if settings.lora is not None:
-                save_expert(
-                    retriever, folder, base=base, base_identity=identity, settings=how, extra=dev_kept
-                )
-                return
-            origin = {"base": base, "base_identity": identity, "retriever": how.model_dump(mode="json")}
-            card = f"# Retriever trained from {literal(base)}\n\n{training.pairs} pairs, {training.steps} steps.\n"
-            save_retriever(retriever, folder, card=card, extra=origin | dev_kept)
-
-        best = train_best(
-            retriever, rows, settings, save, folder=checkpoints, seed=seed, label="train",
-            score=score_on(pools) if pools else None, dev=[pool.identity for pool in pools],
-        )  # fmt: skip
-        if is_first():
-            with writing(out) as temporary:
-                shutil.copytree(best.result, temporary)
-    report = best.report
-    result = {"pairs": report["pairs"], "steps": report["steps"], "loss": report["losses"][-1]["loss"]}
-    if len(report.get("tried", ())) > 1:
-        result["learning_rate"] = best.learning_rate
-    return result | ({"dev": report["dev"]["chosen"]} if report["dev"] else {})
-
-
-def _retriever_settings(base: str, settings: TrainSettings) -> RetrieverSettings:
-    """As the base was made, where Medley made it. All weights need float32 to take small steps; an adapter has its
-    own."""
-    from medley.encoder import RetrieverSettings
-    from medley.model_name import location_of
-    from medley.traits import describing, published_traits, settings_of
-
-    location = location_of(base)
-    own = settings_of(published_traits(location)) if describing(location) else None
-    dtype = "bfloat16" if settings.lora else "float32"
-    return (own or RetrieverSettings()).model_copy(update={"dtype": dtype})
-
-
-def _planned(base: str, pairs: Path, settings: TrainSettings, instruction: str, seed: int) -> dict[str, Any]:
-    from medley.encoder import build_retriever
-    from medley.pairs import read_pairs
-    from medley.train.preflight import preflight
-
-    rows = read_pairs(pairs)
-    how = _retriever_settings(base, settings)
-    retriever = build_retriever(base, how, instruction=instruction or rows[0].instruction)
-    return preflight(retriever, rows, settings, seed=seed).as_json()
-
-
-@contextmanager
-def _claimed(
-    out: Path, force: bool, asked: Mapping[str, Any], *, inputs: Iterable[Path | str]
-) -> Iterator[Path]:
-    """Claim the place of the result; give the folder of what a training that was killed goes on from.
-
-    Of several processes the first claims for all.
-    """
-    from medley.claim import claimed, unfinished
-    from medley.train.processes import is_first
-
-    if not is_first():
-        yield out.with_name(f"{out.name}.checkpoints")
-        return
-    with (
-        claimed(out, force=force, folder=True, inputs=inputs),
-        unfinished(out, "checkpoints", asked, force=force) as checkpoints,
-    ):
-        yield checkpoints
-
-
-def _plain(settings: LanguageSettings | TrainSettings, costs_nothing: set[str]) -> dict[str, Any]:
-    """What decides a training's result, as JSON has it."""
-    plain: dict[str, Any] = settings.model_dump(mode="json", exclude=costs_nothing)
-    return plain
+    return given
