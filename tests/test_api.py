@@ -99,6 +99,6 @@ def test_the_workflow_example_runs(
     said = capsys.readouterr().out
     assert "ndcg_at_10" in said and "p_holm" in said
     frame = values["searched"].to_frame()
-    assert len(frame) == 9 and frame["chosen"].sum() == 1
+    assert len(frame) == 8 and frame["chosen"].sum() == 1
     assert frame["score"].max() == pytest.approx(values["searched"].result.best.score)
     assert medley.encode_queries(medley.open_retriever(str(values["searched"].model)), ["a"]).shape[0] == 1

@@ -45,7 +45,8 @@ def compare(
     """Test results in pairs, the first against each other one; a sequence holds several seeds of one model.
 
     One file with several variants is compared within itself. All p-values of a call are corrected together (Holm).
-    A model that is scored on queries it was chosen on is told. Raises CollectionError where the same results are given twice, or where there is nothing to compare.
+    A model that is scored on queries it was chosen on is told. Raises CollectionError where the same results are given
+    twice, or where there is nothing to compare.
     """
     given = [_seeds(one) for one in results]
     _refuse_repeats([one for seeds in given for one in seeds])
