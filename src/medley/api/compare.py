@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from medley.api.evaluate import Evaluation
 from medley.api.frames import frame
 from medley.errors import CollectionError
 from medley.files import read_json
 from medley.leaks.chosen import warning
 from medley.progress import say
+from medley.recipe_problems import explain
+from medley.report.formats import Compared
 from medley.statistics.family import comparison_rows
 
 if TYPE_CHECKING:
@@ -109,8 +113,11 @@ def _variants(label: str, seeds: Sequence[_File]) -> dict[str, list[Mapping[str,
 
 def _by_variant(file: _File) -> Mapping[str, Mapping[str, Any]]:
     content = file.content
-    if isinstance(content, dict) and isinstance(content.get("variants"), dict):
-        return content["variants"]
-    if isinstance(content, dict) and isinstance(content.get("tasks"), dict):
-        return {"": content}
-    raise CollectionError(f"{file.label}: has neither `tasks` nor `variants`; give a results.json.")
+    if not isinstance(content, dict) or not ("variants" in content or "tasks" in content):
+        raise CollectionError(f"{file.label}: has neither `tasks` nor `variants`; give a results.json.")
+    found = content if "variants" in content else {"variants": {"": content}}
+    try:
+        Compared.model_validate(found)
+    except ValidationError as problem:
+        raise CollectionError(f"{file.label}: {explain(problem, Compared)}") from problem
+    return dict(found["variants"])
