@@ -150,10 +150,10 @@ def test_the_command_writes_pairs_and_prints_counts(server: ChatServer, tmp_path
     assert done.json()["dropped"] == {"duplicate": 1} and len(read_pairs(out)[0].negatives) == 3
     server.script = grading({OTHER_ANSWER: 3})
     done = medley("guard", "--pairs", path, "--out", out, "--retriever", "none", "--judge", "all",
-                  "--llm-url", server.url, "--llm-model", "m")  # fmt: skip
+                  "--llm-url", server.url, "--llm-model", "m", "--force")  # fmt: skip
     assert done.code == 0, done.err
     assert [pair.positive for pair in read_pairs(out)] == [ANSWER, OTHER_ANSWER]
-    only = medley("guard", "--pairs", path, "--out", out, "--similarity", "0.01")
+    only = medley("guard", "--pairs", path, "--out", out, "--similarity", "0.01", "--force")
     assert only.json()["dropped"] == {"duplicate": 1, "similarity": 2}, (
         "a limit that is given replaces the others"
     )

@@ -340,7 +340,7 @@ def test_the_command_writes_consistent_queries(server: ChatServer, tmp_path: Pat
     titles = {f"{title} {text}": key for key, (title, text) in PASSAGES.items()}
     assert all(titles[row.positive] == row.provenance["generated_query"]["passage_id"] for row in rows)
     before = (tmp_path / "q.jsonl").read_bytes()
-    assert medley(*call).code == 0 and len(server.bodies) == 24
+    assert medley(*call, "--force").code == 0 and len(server.bodies) == 24
     assert (tmp_path / "q.jsonl").read_bytes() == before
 
 
