@@ -253,7 +253,7 @@ def test_kinds_of_ones_own(tmp_path: Path) -> None:
         ({"kinds_file": "none.yaml"}, r"none.yaml: no such file"),
         ({"kinds_file": "list.yaml"}, r"list.yaml: the file: .*dictionary; write `name"),
         ({"kinds_file": "empty.yaml"}, r"empty.yaml: a.text: field required; write `name"),
-        ({"kinds_file": "broken.yaml"}, r"broken.yaml: not valid YAML"),
+        ({"kinds_file": "broken.yaml"}, r"broken.yaml:2: not valid YAML"),
         ({"prompt": "own.txt", "kinds": {"other_aspect": 1}}, r"own.txt: the prompt has no place \{kind\}"),
         ({"prompt": "bare.txt"}, r"bare.txt: the prompt has no place \{positive\}"),
     ],
@@ -410,7 +410,7 @@ def test_the_command_writes_rows_in_order_and_pays_for_none_twice(server: ChatSe
     kinds = Counter(record["kind"] for pair in made for record in pair.provenance["generated"])
     assert set(kinds) == {"other_aspect", "sibling_entity"} and 40 <= kinds["other_aspect"] <= 68
     before = (tmp_path / "n.jsonl.gz").stat().st_size
-    done = medley(*call)
+    done = medley(*call, "--force")
     assert done.json()["made"] == 80 and len(server.bodies) == 80
     assert read_pairs(tmp_path / "n.jsonl.gz") == made and (tmp_path / "n.jsonl.gz").stat().st_size == before
 
