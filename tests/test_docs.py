@@ -18,7 +18,7 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglo
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEREDOC = re.compile(r"^cat > (\S+) <<'EOF'\n(.*?)^EOF\n", re.MULTILINE | re.DOTALL)
-OTHER_TOOLS = ("make", "git", "cd", ".", "export", "python", "torchrun")
+OTHER_TOOLS = ("make", "pip", "git", "cd", ".", "export", "python", "torchrun")
 DATA_STAGES = ("sources", "mine", "synthesize")
 
 

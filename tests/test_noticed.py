@@ -108,7 +108,7 @@ def test_commands_and_runs_tell_what_was_cut(tiny_model_folder, tmp_path):
     pairs = write_lines(tmp_path / "pairs.jsonl", rows)
     done = medley("train", "--base", tiny_model_folder, "--pairs", pairs, "--out", tmp_path / "expert")
     assert re.search(
-        r"cut to 512 tokens, so that the rest is not read: 4 of 4 positives \(100 %\); raise", done.err
+        r"cut to 256 tokens, so that the rest is not read: 4 of 4 positives \(100 %\); raise", done.err
     )
     done = medley("evaluate", tmp_path / "expert", "--task", f"{data}:test")
     assert done.code == 0 and "cut to" not in done.err

@@ -1,4 +1,4 @@
-"""A training that was killed goes on from its last checkpoint and ends with the very weights it would have had."""
+"""A training that was killed continues from its last checkpoint and ends with the very weights it would have had."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_resumed_is_uninterrupted_to_the_bit(
         monkeypatch.undo()
     assert (tmp_path / "checkpoint-4" / training.WEIGHTS).is_file(), "the fourth is there, but not finished"
     resumed, again = trained(tiny_model_folder, settings, tmp_path)
-    assert "goes on from step 3 of" in capfd.readouterr().err
+    assert "continues from step 3 of" in capfd.readouterr().err
     assert same(resumed, weights)
     assert again.losses == report.losses and again.steps == report.steps == 20
     assert len(list(tmp_path.glob("checkpoint-*"))) == 2, "the last and the one before"
@@ -115,7 +115,7 @@ def test_checkpoints_of_another_training_are_left_alone(tiny_model_folder, tiny_
     assert "goes on" not in capfd.readouterr().err
     cheaper = settings.model_copy(update={"mini_batch_size": 1, "activation_memory_gb": 0.0})
     trained(tiny_model_folder, cheaper, tmp_path)
-    assert "goes on from step 2 of 2" in capfd.readouterr().err, "memory and time may change"
+    assert "continues from step 2 of 2" in capfd.readouterr().err, "memory and time may change"
 
 
 def test_what_ran_out_of_memory_before_does_not_do_so_again(tiny_model_folder, tmp_path):

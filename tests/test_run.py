@@ -170,7 +170,7 @@ def test_keys_follow_inputs_not_names():
 KILLED = """
 import sys, time
 from pathlib import Path
-from medley.run import Step, execute
+from medley.run import Step, execute, working_on
 def build(name):
     def write(out, needs):
         (out / "first").write_text(name)
@@ -180,7 +180,7 @@ def build(name):
         return {}
     return write
 steps = [Step("s", str(i), {}, build(str(i)), needs=(f"s/{i-1}",) if i else ()) for i in range(8)]
-execute(Path(sys.argv[1]), steps)
+with working_on(Path(sys.argv[1]), "run"): execute(Path(sys.argv[1]), steps)
 """
 
 

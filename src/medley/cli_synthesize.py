@@ -142,7 +142,7 @@ def queries(
     seed: Seed = 13,
     force: Force = False,
 ) -> None:
-    """Write queries for the passages of a corpus. No query comes twice. (BMRetriever's instance level.)"""
+    """Write queries for the passages of a corpus. No query comes twice (BMRetriever's instance level)."""
     from medley.any_model import open_model
     from medley.claim import claimed
     from medley.collections import load_corpus

@@ -150,6 +150,8 @@ def read_expert(folder: Path, *, name: str | None = None) -> Expert:
     merged.
     """
     name = name or folder.name
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: expert {name!r} is no folder here; check its path.")
     description = describing(str(folder))
     if not (folder / ADAPTER_CONFIG).is_file():
         if not (folder / "config.json").is_file():

@@ -9,14 +9,16 @@ import re
 
 from medley.progress import printable
 
-_MARKS = re.compile(r"[\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])|^(?=[#+=-])|(?<=^\d)(?=[.)])")
+_MARKS = re.compile(r"[\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])|^(?=[#+=-])")
 """Marks inside a line, an underscore unless within a word, and what begins a heading, a rule or a list."""
+_NUMBERED = re.compile(r"^(\d{1,9})(?=[.)](?:\s|$))")
 _ENTITY = re.compile(r"&(?=#?\w+;)")
 
 
 def literal(text: str) -> str:
     """A text in a line, a list or a cell of a table: nothing in it is a mark, a tag or a new line."""
     line = _MARKS.sub(r"\\\g<0>", " ".join(printable(text).split()))
+    line = _NUMBERED.sub(r"\1\\", line)
     return _ENTITY.sub("&amp;", line).replace("<", "&lt;").replace(">", "&gt;")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,11 +15,17 @@ LONGEST_NAME = 200
 """Bytes of a folder's name: file systems have 255, and temporary names are a little longer."""
 
 
+_SHAPE = re.compile(
+    r"(int|float|str|bool)|(constrained|function|nullable|lax|json)-.*|(list|dict|tuple|literal)\[.*\]"
+)
+"""What pydantic puts into a place for the shape that it tried: no key of the user's."""
+
+
 def explain(problem: ValidationError, model: type[BaseModel]) -> str:
     """The first thing that is wrong, in one sentence: key, value, and the nearest key or what is allowed."""
-    # an unknown key explains a missing one
-    error = min(problem.errors(), key=lambda error: error["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in error["loc"])
+    # an unknown key explains a missing one; of a value's several shapes the one that it comes nearest to is told
+    error = min(problem.errors(), key=lambda error: (error["type"] != "extra_forbidden", -len(error["loc"])))
+    key = ".".join(str(part) for part in error["loc"] if not _SHAPE.fullmatch(str(part)))
     if error["type"] == "extra_forbidden":
         known = _fields_at(model, error["loc"][:-1])
         return _sentence(f"{key}: unknown key{nearest(str(error['loc'][-1]), known)}")
