@@ -242,3 +242,15 @@ def test_recipe_files_named_in_the_docs_exist() -> None:
     for page in PAGES:
         for name in re.findall(r"\brecipes/[\w-]+\.yaml", page.read_text(encoding="utf-8")):
             assert (ROOT / name).is_file(), f"{page_id(page)}: {name} does not exist"
+
+
+def test_the_tests_that_results_name_are_there() -> None:
+    """A table that says which test holds a promise is checked like code."""
+    page = (ROOT / "docs" / "results" / "real_life.md").read_text(encoding="utf-8")
+    missing, file = [], ""
+    for named_file, name in re.findall(r"(test_\w+\.py)|::(test_\w+)", page):
+        file = named_file or file
+        path = ROOT / "tests" / file
+        if not path.is_file() or (name and f"def {name}(" not in path.read_text(encoding="utf-8")):
+            missing.append(f"{file}::{name}")
+    assert not missing
