@@ -263,3 +263,32 @@ def test_only_the_first_of_several_processes_claims(here: Path, monkeypatch: pyt
         assert is_first() is first
     monkeypatch.delenv("WORLD_SIZE")
     assert is_first(), os.environ.get("RANK")
+
+
+def test_a_file_of_an_input_folder_is_not_replaced(here: Path) -> None:
+    (here / "coll" / "mine.jsonl").write_text("{}\n")
+    before = contents(here)
+    collection = {
+        "evaluate": [],
+        "mine": ["--corpus", "coll"],
+        "guard": ["--collection", "coll:dev"],
+        "tune-prompt": [],
+        "synthesize queries": [],
+    }
+    for name, more in collection.items():
+        for place in ("coll/corpus.jsonl", "./coll/queries.jsonl", "coll/qrels/test.tsv", "coll/mine.jsonl"):
+            done = medley(*WRITERS[name], *more, "--out", place, "--force")
+            assert done.code == 2 and "is there already in coll, which the result is made from" in done.err
+    assert contents(here) == before
+    assert medley(*WRITERS["evaluate"], "--out", "coll/results.json").code == 0
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "n" * 250, "/proc/none"])
+def test_a_place_that_cannot_be_written_is_told(name: str, here: Path) -> None:
+    for writer in ("mine", "train", "merge", "evaluate"):
+        done = medley(*WRITERS[writer], "--out", name)
+        assert done.code == 2 and done.err.count("\n") == 1
+        assert "cannot be written" in done.err or "cannot be looked up" in done.err
+    for reader in (["compare", name, name], ["status", name], ["report", name]):
+        done = medley(*reader)
+        assert done.code == 2 and done.err.count("\n") == 1

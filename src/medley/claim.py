@@ -28,15 +28,16 @@ def claimed(
     """Have `out` for this process alone while it works; `inputs` are the paths that the result is made from.
 
     Names that are no path, as of a hub, may be among them; without an `out` there is nothing to claim. Raises
-    OutputError before anything is written where `out` is an input or holds one, where something is there that
-    `check_replaceable` keeps, and where another process works on it.
+    OutputError before anything is written where `out` is an input, holds one or is there in the folder of one, where
+    something is there that `check_replaceable` keeps, and where another process works on it.
     """
     if out is None:
         yield
         return
-    _refuse_inputs(out, inputs)
-    check_replaceable(out, folder=folder, force=force)
-    made = [parent for parent in out.parents if not parent.exists()]
+    with explained_write_errors(out):
+        _refuse_inputs(out, inputs)
+        check_replaceable(out, folder=folder, force=force)
+        made = [parent for parent in out.parents if not parent.exists()]
     try:
         with explained_write_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -52,14 +53,25 @@ def claimed(
 
 
 def _refuse_inputs(out: Path, inputs: Iterable[Path | str | None]) -> None:
-    for given in inputs:
-        if given is None or not os.path.lexists(given):
-            continue
-        read, place = Path(given).resolve(), out.resolve()
+    place = out.resolve()
+    for given in (path for name in inputs if name is not None for path in _paths_in(str(name))):
+        read = given.resolve()
         if place == read or (place.exists() and read.exists() and place.samefile(read)):
             raise OutputError(f"{out}: the result is made from it ({given}); choose another --out.")
         if place in read.parents:
             raise OutputError(f"{out}: holds {given}, which the result is made from; choose another --out.")
+        if read in place.parents and place.exists():
+            raise OutputError(
+                f"{out}: is there already in {given}, which the result is made from; choose another --out."
+            )
+
+
+def _paths_in(name: str) -> Iterator[Path]:
+    """What is there under a name, or under the part of it before a colon, as a collection's before its split."""
+    filled = os.path.expanduser(os.path.expandvars(name))  # noqa: PTH111
+    for end in (*(index for index, letter in enumerate(filled) if letter == ":"), len(filled)):
+        if os.path.lexists(filled[:end]):
+            yield Path(filled[:end])
 
 
 @contextlib.contextmanager

@@ -52,6 +52,11 @@ def main() -> None:
     except ValueError as problem:
         say(f"medley: {_setting_out_of_range(problem)}")
         sys.exit(InputError.exit_code)
+    except OSError as problem:
+        if problem.filename is None or problem.strerror is None:
+            raise
+        say(f"medley: {problem.filename}: {problem.strerror}; check the path and who may use it.")
+        sys.exit(InputError.exit_code)
     except Exception as problem:
         say(_usage_error(problem))
         sys.exit(InputError.exit_code)

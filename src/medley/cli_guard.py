@@ -94,7 +94,7 @@ def guard(
         "judge": {"asked": judge, "prompt": judge_prompt} if judge else None,
     }
     settings = GuardSettings.model_validate(values)
-    with claimed(out, force=force, inputs=(pairs, retriever, judge_prompt)):
+    with claimed(out, force=force, inputs=(pairs, retriever, judge_prompt, *(collection or ()))):
         rows = read_pairs(pairs)
         judged = [
             row

@@ -81,9 +81,10 @@ def tune_prompt(
         raise InputError(
             f"--model-out: {model} is an adapter, which has no prompts to write; merge it first."
         )
+    inputs = (model, library, *collection)
     with (
-        claimed(out, force=force, inputs=(model, library)),
-        claimed(model_out, force=force, folder=True, inputs=(model, library)),
+        claimed(out, force=force, inputs=inputs),
+        claimed(model_out, force=force, folder=True, inputs=inputs),
     ):
         pools = dev_pools(collection, queries=queries, passages=passages, seed=seed)
         retriever = open_model(model, base=base)

@@ -185,7 +185,7 @@ def explained_write_errors(path: Path) -> Iterator[None]:
             raise OutputError(
                 f"{path}: is larger than the file system or `ulimit -f` allows; choose another --out or limit."
             ) from problem
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG):
             raise OutputError(
                 f"{path}: cannot be written ({os.strerror(number)}); choose another --out."
             ) from problem
@@ -303,7 +303,10 @@ def held(lock: Path, busy: str, *, patience_s: float = 0.0) -> Iterator[int]:
     until = time.monotonic() + patience_s
     while True:
         with explained_write_errors(lock):
-            file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            try:
+                file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            except FileNotFoundError as problem:  # the folder is there, but takes no files, as /proc
+                raise OutputError(f"{lock.parent}: cannot be written to; choose another --out.") from problem
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if lock.exists() and os.path.samestat(os.fstat(file), lock.stat()):

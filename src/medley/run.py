@@ -36,6 +36,7 @@ from medley.files import explained_write_errors, held, sweep, write_json, writin
 from medley.fingerprint import fingerprint
 from medley.noticed import noticing
 from medley.progress import say
+from medley.text_file import as_path
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -292,6 +293,7 @@ def check_folder(folder: Path, name: str) -> None:
 
     Raises OutputError when it holds another run or something that is no run.
     """
+    as_path(str(folder), OutputError)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file; choose another --out.")
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())

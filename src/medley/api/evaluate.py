@@ -87,6 +87,7 @@ def open_tasks(
         {name: text for each in opened for name, text in each.instructions.items()},
         {group: names for each in opened for group, names in each.groups.items()},
         missing,
+        tuple(tasks),
     )
 
 
@@ -116,7 +117,7 @@ def evaluate(
     asked = options or Options()
     asked = replace(asked, instructions={**there.instructions, **asked.instructions})
     place = None if out is None else Path(out)
-    with claimed(place, force=force, inputs=names):
+    with claimed(place, force=force, inputs=[*names, *there.specs]):
         table = evaluate_table(
             rows, there.collections, asked, similarity=there.similarity, engine=_engine(engine, asked),
             code=code_of(*SCORING),

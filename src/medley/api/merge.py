@@ -115,4 +115,5 @@ def _read(given: Path | str | MergeFile) -> MergeFile:
 
 def _inputs(given: Path | str | MergeFile, file: MergeFile) -> list[Path | str]:
     read = [] if isinstance(given, MergeFile) else [given]
-    return [*read, file.base, *file.experts.values()]
+    dev = file.search.dev if file.search else ()
+    return [*read, file.base, *file.experts.values(), *dev]

@@ -112,7 +112,7 @@ def train(
         "pairs": fingerprint_pairs(rows), "base": base, "dev": list(dev), "instruction": instruction,
         **_plain(settings, trainer.COSTS_NOTHING), "seed": seed,
     }  # fmt: skip
-    with _claimed(out, force, asked, inputs=(base, pairs)) as checkpoints:
+    with _claimed(out, force, asked, inputs=(base, pairs, *dev)) as checkpoints:
         join()
         stopping = settings.early_stopping
         pools = pools_of(list(dev), stopping, seed=seed) if stopping else []

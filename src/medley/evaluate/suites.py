@@ -80,6 +80,8 @@ class Opened:
     instructions: Mapping[str, str] = field(default_factory=dict)
     groups: Mapping[str, list[str]] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
+    specs: tuple[str, ...] = ()
+    """What was named one by one, as it was named."""
 
 
 @cache
