@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -256,12 +257,25 @@ def test_stored_vectors_are_the_same_and_are_read_again(retriever: Retriever, tm
     assert [file.name for file in shards] == [
         "0000000000-0000000002.npy", "0000000002-0000000004.npy", "0000000004-0000000005.npy",
     ]  # fmt: skip
-    marked = np.full((2, first.shape[1]), 7, np.float32)
-    np.save(shards[1], marked)
+    before = shards[0].stat().st_mtime_ns
     shards[2].unlink()
     again = encode_corpus(retriever, PASSAGES, store=tmp_path, shard_rows=2)
-    assert np.array_equal(again[2:4], marked), "a shard that is there is not encoded again"
-    assert np.array_equal(again[4:], in_memory_DH[4:]), "one that is missing is"
+    assert shards[0].stat().st_mtime_ns == before, "a shard that is there is not encoded again"
+    assert np.array_equal(again[:], in_memory_DH), "one that is missing is"
+
+
+def test_vectors_that_were_edited_are_not_taken_for_what_was_encoded(
+    retriever: Retriever, tmp_path: Path
+) -> None:
+    encode_corpus(retriever, PASSAGES, store=tmp_path / "a", shard_rows=2)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")  # other times and inodes, the same content
+    assert encode_corpus(retriever, PASSAGES, store=tmp_path / "b", shard_rows=2).shape[0] == len(PASSAGES)
+    shard = next((tmp_path / "b").glob("*/0000000002-*.npy"))
+    np.save(shard, np.full((2, retriever.model.get_embedding_dimension()), 7, np.float32))
+    with pytest.raises(ModelError, match=r"0000000004.npy: was changed after it was written; remove it"):
+        encode_corpus(retriever, PASSAGES, store=tmp_path / "b", shard_rows=2)
+    shard.unlink()
+    assert encode_corpus(retriever, PASSAGES, store=tmp_path / "b", shard_rows=2).shape[0] == len(PASSAGES)
 
 
 @settings(max_examples=60, deadline=None)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medley.artefact import Mark
 from medley.collections import FolderCorpus, Passage
 from medley.errors import ModelError
-from medley.files import writing
+from medley.files import write_text, writing
 from medley.fingerprint import fingerprint, fingerprint_texts
 from medley.noticed import LENGTH_UNKNOWN, notice, noticing
 from medley.progress import progress
@@ -87,6 +88,36 @@ def open_vectors(path: Path, wanted: tuple[int, int], *, remedy: str) -> np.ndar
     return vectors
 
 
+def write_array(path: Path, values: np.ndarray) -> None:
+    """Write an array, and beside it the mark by which an edited file is seen; the array comes last."""
+    with writing(path) as temporary:
+        with temporary.open("wb") as stream:
+            np.save(stream, values)
+        write_text(_mark_path(path), Mark.of(temporary).model_dump_json())
+
+
+def is_kept(path: Path, *, remedy: str) -> bool:
+    """Whether an array is there as it was written; one without a mark counts as not there.
+
+    Raises ModelError with the remedy where its content was changed. A file whose size, time and inode are unchanged is
+    not read (artefact.py).
+    """
+    mark = _mark_path(path)
+    if not (path.is_file() and mark.is_file()):
+        return False
+    try:
+        fits = Mark.model_validate_json(mark.read_bytes()).fits(path)
+    except ValueError:
+        return False  # the mark itself is damaged
+    if not fits:
+        raise ModelError(f"{path}: was changed after it was written; {remedy} and encode again.")
+    return True
+
+
+def _mark_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.mark")
+
+
 def open_array(path: Path, *, remedy: str) -> np.ndarray:
     """An array of a file, left on disk. Raises ModelError with the remedy where it is cut or none at all."""
     try:
@@ -133,7 +164,7 @@ def encode_corpus(
                 vectors_DH[shard.start : shard.stop] = _encode(retriever, corpus, shard, advance)
         return vectors_DH
     folder = store / passages_key(retriever, corpus)
-    missing = [shard for shard in shards if not shard_path(folder, shard).is_file()]
+    missing = [shard for shard in shards if not is_kept(shard_path(folder, shard), remedy="remove it")]
     with progress(f"encoding {label}", sum(map(len, missing))) as advance:
         for shard in missing:
             with noticing() as noticed:
@@ -143,8 +174,7 @@ def encode_corpus(
                 (_noticed_path(folder, shard), noticed.flags("passages")),
                 (shard_path(folder, shard), vectors_SH),
             ):
-                with writing(path) as temporary, temporary.open("wb") as stream:
-                    np.save(stream, values)
+                write_array(path, values)
     for shard in shards:  # also of shards that a killed call left
         path = _noticed_path(folder, shard)
         flags = np.load(path) if path.is_file() else np.full(len(shard), LENGTH_UNKNOWN, np.uint8)

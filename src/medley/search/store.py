@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from medley.errors import ModelError
-from medley.files import writing
 from medley.fingerprint import fingerprint_texts
 from medley.noticed import LENGTH_UNKNOWN, notice, noticing
 from medley.progress import progress
-from medley.search.shards import open_array, open_vectors
+from medley.search.shards import is_kept, open_array, open_vectors, write_array
 
 SEGMENT_ROWS = 8_192
 """Vectors a segment holds: what a kill can cost."""
@@ -135,11 +134,20 @@ def _keys(context: str, texts: Sequence[str]) -> np.ndarray:
 
 def _known(folder: Path) -> tuple[tuple[Path, ...], np.ndarray, np.ndarray]:
     """The segments of a folder, the first row of each, and the keys of all rows."""
-    key_files = sorted(folder.glob("[0-9a-f]*.keys.npy"))
+    key_files = [file for file in sorted(folder.glob("[0-9a-f]*.keys.npy")) if _is_whole(file)]
     keys = [_read_keys(file) for file in key_files]
     starts = np.concatenate([[0], np.cumsum([len(own) for own in keys])]).astype(np.int64)
-    segments = tuple(file.with_name(file.name.replace(".keys.", ".vectors.")) for file in key_files)
+    segments = tuple(map(_vectors_of, key_files))
     return segments, starts, np.concatenate([np.zeros(0, KEY), *keys])
+
+
+def _vectors_of(keys: Path) -> Path:
+    return keys.with_name(keys.name.replace(".keys.", ".vectors."))
+
+
+def _is_whole(keys: Path) -> bool:
+    """Whether keys and vectors are as they were written. Raises ModelError where either was changed."""
+    return is_kept(keys, remedy=REMEDY) and is_kept(_vectors_of(keys), remedy=REMEDY)
 
 
 def _read_keys(path: Path) -> np.ndarray:
@@ -159,5 +167,4 @@ def _write(folder: Path, keys: np.ndarray, vectors: np.ndarray, flags: np.ndarra
     name = fingerprint_texts([keys.tobytes().hex()])
     key_bytes = keys.view(np.uint8).reshape(len(keys), -1)
     for part, values in (("vectors", vectors), ("noticed", flags), ("keys", key_bytes)):
-        with writing(folder / f"{name}.{part}.npy") as temporary, temporary.open("wb") as stream:
-            np.save(stream, values)
+        write_array(folder / f"{name}.{part}.npy", values)
