@@ -1,9 +1,9 @@
 """The workflow in a notebook's length, on bundled data: mine, train two experts, merge by dev, test, compare.
 
-python examples/workflow.py OUT      # about a minute on two cores; cells as editors and Jupyter know them
+python examples/workflow.py [OUT]    # about a minute on two cores; cells as editors and Jupyter know them
 """
 
-# %% Where results go: nothing that is there is replaced
+# %% Where results go: a new folder, since nothing that is there is replaced
 import sys
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import medley
 from medley.pairs import pairs_from_collection
 
 pandas.set_option("display.width", 120, "display.max_columns", 10, "display.max_colwidth", 30)
-out = Path(sys.argv[1])
+out = Path(sys.argv[1] if sys.argv[0].endswith("workflow.py") and sys.argv[1:] else "workflow")
 out.mkdir(parents=True)
 
 # %% Training pairs of two kinds, each with one hard negative by BM25

@@ -189,12 +189,12 @@ def _write_data(folder: Path, rng: random.Random, hostile: str) -> None:
         write_json(stages / "sources" / name / "artefact.json", {"summary": {"pairs": 40, "leaks": leaks}})
         finding = {
             "kind": "query", "against": f"demo/medicine:test{hostile}", "rows": 2, "texts": 2, "exact": 1,
-            "sentence": "2 training queries that are queries of demo/medicine:test: drop these rows.",
+            "sentence": "2 rows with a query of demo/medicine:test: drop such rows.",
             "examples": [{"training": f"why does copper bend{hostile}", "held_out": "Why does copper bend?"}],
         }  # fmt: skip
         write_json(stages / "sources" / name / "leaks.json", [finding] if name == "care" else [])
         shared = {
-            **finding, "kind": "answer", "sentence": "7 positives that answer queries of demo/medicine:test.",
+            **finding, "kind": "answer", "sentence": "7 rows with a positive that answers a query of demo/medicine:test.",
         }  # fmt: skip
         write_json(stages / "leaks" / "sources" / f"{name}.json", [shared] if name == "care" else [])
         write_jsonl(stages / "mine" / name / "pairs.jsonl", mined)

@@ -258,6 +258,10 @@ def test_settings_out_of_range_on_the_command_line(tmp_path, tiny_model_folder):
     assert re.search(r"depth: .*\(found 0\)", refused(tmp_path, *mine, "--depth", "0"))
     train = ["train", "--base", tiny_model_folder, "--pairs", pairs, "--out", tmp_path / "e"]
     assert re.search(r"batch_size: .*\(found 1\)", refused(tmp_path, *train, "--batch-size", "1"))
+    assert "epoch: unknown key; did you mean 'epochs'?" in refused(tmp_path, *train, "--set", "epoch=3")
+    sentence = refused(tmp_path, *train, "--set", "train.epochs=3")
+    assert "train: unknown key" in sentence and "mean 'train'" not in sentence and "sources" not in sentence
+    assert "for example --set weight_decay=0.01" in refused(tmp_path, *train, "--set", "epochs")
 
 
 def test_merge_files(tmp_path, tiny_model_folder):
@@ -284,6 +288,14 @@ def test_results_that_cannot_be_compared(tmp_path):
     assert "at least two" in refused(tmp_path, "compare", tmp_path / "a.json")
     sentence = refused(tmp_path, "compare", tmp_path / "a.json", tmp_path / "b.json")
     assert "b.json: has neither `tasks` nor `variants`" in sentence
+    for name in "ab":
+        results = {
+            "model": {"name": name},
+            "tasks": {f"only-{name}": {"per_query": {"q": {"ndcg_at_10": 1.0}}}},
+        }
+        (tmp_path / f"{name}.json").write_text(json.dumps(results))
+    sentence = refused(tmp_path, "compare", tmp_path / "a.json", tmp_path / "b.json")
+    assert "no task in common (only-a against only-b)" in sentence
 
 
 def test_as_a_process_there_is_one_line_and_no_traceback(tmp_path, collection, recipe):

@@ -217,6 +217,10 @@ def test_synthesize_negatives_by_perturbation(work, tmp_path):
     again = tmp_path / "again.jsonl"
     succeeded("synthesize", "negatives", "--pairs", work / "train_a.jsonl", "--corpus", work / "coll", "--out", again)  # fmt: skip
     assert again.read_bytes() == out.read_bytes(), "the same seed gives the same text"
+    bare = succeeded(
+        "synthesize", "negatives", "--pairs", work / "train_a.jsonl", "--out", tmp_path / "bare.jsonl"
+    )
+    assert "no corpus is given" in bare.err and "no corpus is given" not in done.err
 
 
 def test_leaks(work, tmp_path):

@@ -252,7 +252,7 @@ def test_what_leaks_mean() -> None:
     assert {kind: (f.rows, f.texts) for kind, f in findings.items()} == {
         "query": (1, 1), "unlabelled": (1, 1), "answer": (1, 1), "unjudged": (1, 1), "punished": (1, 1),
     }  # fmt: skip
-    assert findings["query"].sentence.startswith("1 training queries that are queries of tests:")
+    assert findings["query"].sentence.startswith("1 row with a query of tests:")
     (example,) = findings["punished"].examples
     assert example.training == PASSAGES[1].text and example.held_out == PASSAGES[1].full_text
 

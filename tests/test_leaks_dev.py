@@ -228,3 +228,10 @@ def test_a_model_remembers_what_it_was_chosen_on(place: Path, tiny_model_folder:
     (place / "tuned/medley.json").write_text('{"template": {}, "chosen_on": [3]}')
     with pytest.raises(ModelError, match=r"medley\.json: chosen_on must be"):
         read_chosen(place / "tuned")
+
+
+def test_a_long_query_that_is_shared_is_cut_inside_its_quotes() -> None:
+    dev = in_memory("animals", "dev", [Passage("p", "text")], {"q": "ab " * 40}, {"q": {"p": 1}})
+    shared = shared_queries({"dev": dev}, {"test": dev})["dev"]
+    with pytest.raises(LeakError, match=r"\('(ab ){26}ab', exact\)"):
+        without_shared("dev", dev, shared, {"test": dev})

@@ -212,8 +212,8 @@ def test_counts_losses_and_choices_are_those_of_the_files(page: Page, run: Path)
 
 
 def test_what_recurs_is_shown_whether_dropped_or_only_found(page: Page) -> None:
-    assert "2 training queries that are queries of demo/medicine:test" in page.text
-    assert "7 positives that answer queries of demo/medicine:test" in page.text
+    assert "2 rows with a query of demo/medicine:test" in page.text
+    assert "7 rows with a positive that answers a query of demo/medicine:test" in page.text
 
 
 def test_what_dev_said_of_a_training_is_shown(run: Path) -> None:

@@ -136,7 +136,8 @@ def published(
     run: Annotated[
         list[str],
         typer.Option(
-            help="CONDITION=RUN_FOLDER_OR_RESULTS, with FT, SHN, PO, SHN+PO, 100k or TIES; repeatable."
+            metavar="CONDITION=PLACE",
+            help="A run folder or results.json, and what it is: FT, SHN, PO, SHN+PO, 100k or TIES; repeatable.",
         ),
     ],
     base: Annotated[str, typer.Option(help="qwen3-0.6b, gemma-2b or phi-4-mini.")] = "qwen3-0.6b",

@@ -123,7 +123,9 @@ def review(
     read: Annotated[
         list[Path] | None,
         typer.Option(
-            "--read", help="A sheet that came back, with verdicts (CSV); repeatable, one a reviewer."
+            "--read",
+            metavar="SHEET",
+            help="A sheet that came back, with verdicts (CSV); repeatable, one a reviewer.",
         ),
     ] = None,
     settled: Annotated[

@@ -109,7 +109,7 @@ def _counted(rows: Iterable[TrainingPair], advance: Callable[[int], None]) -> It
 
 
 def _print(finding: Finding) -> None:
-    print(printable(f"{finding.sentence} {finding.texts:,} texts there, {finding.exact:,} exact copies."))
+    print(printable(f"{finding.sentence} Texts there: {finding.texts:,}; exact copies: {finding.exact:,}."))
     for example in finding.examples:
         leak = example.leak
         print(printable(f"  row {leak.row}, {leak.kind} {leak.similarity:.2f}: {example.training}"))

@@ -52,7 +52,11 @@ def negatives(
     pairs: PairsFile,
     out: Out,
     corpus: Annotated[
-        str | None, typer.Option(help="Without a language model: a collection that siblings are taken from.")
+        str | None,
+        typer.Option(
+            help="Without a language model: a collection that siblings and sentences are taken from; default: the "
+            "pairs' own positives."
+        ),
     ] = None,
     llm_url: LlmUrl = None,
     llm_model: LlmModel = None,
@@ -108,10 +112,15 @@ def _perturb(pairs: Path, out: Path, corpus: str | None, per_query: int, seed: i
     from medley.collections import Passage, load_corpus
     from medley.pairs import read_pairs, write_pairs
     from medley.positives import PositiveKeys
+    from medley.progress import say
     from medley.synthesize.perturb import PerturbationSettings, perturb_negatives
 
     read = read_pairs(pairs)
     rows = list(PositiveKeys(read).cleaned(read))
+    if not corpus:
+        say(
+            f"no corpus is given: what is put in place of an answer comes from the {len(rows)} positives of the pairs."
+        )
     passages = (
         load_corpus(corpus) if corpus else [Passage(str(i), row.positive) for i, row in enumerate(rows)]
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -15,9 +15,10 @@ from medley.cli_options import Force, Out, Seed
 from medley.errors import InputError
 
 if TYPE_CHECKING:
-    from medley.train.settings import LanguageSettings, TrainSettings
+    from pydantic import BaseModel
 
 OBJECTIVES = ("contrastive", "language")
+Settings = TypeVar("Settings", bound="BaseModel")
 
 
 def train(
@@ -72,6 +73,7 @@ def train(
     """Train one expert on pairs, or a base on raw text. Continues where it was killed."""
     from medley.api.train import plan_training, train_on_text
     from medley.api.train import train as train_expert
+    from medley.train.settings import LanguageSettings, TrainSettings
 
     given: dict[str, Any] = {"epochs": epochs}
     given |= {} if learning_rate is None else {"learning_rate": learning_rate}
@@ -89,14 +91,14 @@ def train(
                 "--objective language: give raw text with --text, and neither --pairs nor --dev."
             )
         trained = train_on_text(
-            base, text, out, settings=_language_settings(given, overrides), seed=seed, force=force
+            base, text, out, settings=_settings(LanguageSettings, given, overrides), seed=seed, force=force
         )
         result = trained.as_json()
     else:
         if pairs is None or text:
             raise InputError("--objective contrastive: give a pairs file with --pairs, and no --text.")
         given |= {"early_stopping": {}} if dev else {}
-        settings = _train_settings(given, overrides)
+        settings = _settings(TrainSettings, given, overrides)
         if plan:
             result = plan_training(base, pairs, settings=settings, instruction=instruction, seed=seed)
         else:
@@ -109,21 +111,16 @@ def train(
         print(json.dumps(result))
 
 
-def _train_settings(given: dict[str, Any], overrides: list[str] | None) -> TrainSettings:
-    from medley.train.settings import TrainSettings
+def _settings(model: type[Settings], given: dict[str, Any], overrides: list[str] | None) -> Settings:
+    """The options and each --set as settings; InputError, in one sentence, where they are none."""
+    from pydantic import ValidationError
 
-    return TrainSettings.model_validate(_overridden(given, overrides))
-
-
-def _language_settings(given: dict[str, Any], overrides: list[str] | None) -> LanguageSettings:
-    from medley.train.settings import LanguageSettings
-
-    return LanguageSettings.model_validate(_overridden(given, overrides))
-
-
-def _overridden(given: dict[str, Any], overrides: list[str] | None) -> dict[str, Any]:
     from medley.recipe import overridden
+    from medley.recipe_problems import explain
 
     for override in overrides or ():
-        given = overridden(given, override)
-    return given
+        given = overridden(given, override, example="weight_decay=0.01")
+    try:
+        return model.model_validate(given)
+    except ValidationError as problem:
+        raise InputError(explain(problem, model)) from problem

@@ -61,7 +61,7 @@ def check_vectors(vectors_NH: np.ndarray, texts: Sequence[str]) -> np.ndarray:
     wrong = np.flatnonzero(~np.isfinite(squares_N))
     raise VectorError(
         f"the model gives vectors that are not finite numbers to {len(wrong):,} of {len(texts):,} texts, the first "
-        f"being {texts[wrong[0]]!r:.80}; its training diverged, its weights are damaged, or its dtype overflows: load "
+        f"being {texts[wrong[0]][:80]!r}; its training diverged, its weights are damaged, or its dtype overflows: load "
         "it in float32, or train it again with a lower learning rate.",
         texts[wrong[0]],
     )

@@ -316,11 +316,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(raw, str(path))
 
 
-def overridden(raw: dict[str, Any], override: str) -> dict[str, Any]:
+def overridden(raw: dict[str, Any], override: str, *, example: str = "train.epochs=2") -> dict[str, Any]:
     """Plain settings with one of them changed, as `key.sub=value`; RecipeError where it is not written so."""
     keys, equals, value = override.partition("=")
     if not equals or not keys.strip():
-        raise RecipeError(f"--set {override}: write key.sub=value, for example --set train.epochs=2.")
+        raise RecipeError(f"--set {override}: write key.sub=value, for example --set {example}.")
     where = f"--set {override}"
     return _with(raw, keys.strip().split("."), parse_yaml(value, where, RecipeError), where)
 

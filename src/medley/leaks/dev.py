@@ -154,5 +154,5 @@ def _described(spec: str, dev: Collection, shared: Sequence[Shared]) -> str:
     how = first.kind if first.test_id == first.id else f"{first.kind} as {first.test_id!r}"
     return (
         f"{spec}: {len(shared)} of its {len(dev.queries)} dev queries are also test queries of {tests}, the first "
-        f"being {first.id!r} ({dev.queries[first.id]!r:.80}, {how})"
+        f"being {first.id!r} ({dev.queries[first.id][:80]!r}, {how})"
     )

@@ -19,20 +19,20 @@ EXAMPLES = 5
 LONGEST = 240
 """Characters of a text that are shown."""
 CLASSES: Mapping[str, str] = {
-    "query": "training queries that are queries of {against}: the model has been shown the answers. Drop these rows.",
-    "unlabelled": "rows give such a query a passage that {against} does not judge relevant to it: a positive that the "
+    "query": "with a query of {against}: the model has been shown the answer. Drop such rows.",
+    "unlabelled": "with such a query and a positive that {against} does not judge relevant to it: one that the "
     "collection left unlabelled. A model that finds it there is marked down for being right.",
-    "answer": "positives that answer queries of {against}, under another question. Harmless where the model is to "
-    "serve this very corpus; else scores there are flattered.",
-    "refuted": "positives that {against} judges not relevant to its queries: training draws them nearer "
-    "to other questions.",
-    "unjudged": "positives that stand in the corpus of {against} and were judged for none of its queries. They may be "
-    "answers that nobody labelled: where one is found, a test counts it as wrong.",
-    "punished": "negatives that answer queries of {against}: training pushes right answers away, so scores there are "
-    "too low.",
-    "negative": "other negatives that stand in the corpus of {against}.",
+    "answer": "with a positive that answers a query of {against}, under another question. Harmless where the model is "
+    "to serve this very corpus; else scores there are flattered.",
+    "refuted": "with a positive that {against} judges not relevant to its queries: training draws it nearer to other "
+    "questions.",
+    "unjudged": "with a positive that stands in the corpus of {against} and was judged for none of its queries. It "
+    "may be an answer that nobody labelled: where one is found, a test counts it as wrong.",
+    "punished": "with a negative that answers a query of {against}: training pushes a right answer away, so scores "
+    "there are too low.",
+    "negative": "with another negative that stands in the corpus of {against}.",
 }
-"""Key of a class -> what it means, after a number of rows."""
+"""Key of a class -> what it means, after `1 row` or `7 rows`."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Finding:
     @property
     def sentence(self) -> str:
         """Number and meaning in words."""
-        return f"{self.rows:,} {CLASSES[self.kind].format(against=self.against)}"
+        return f"{self.rows:,} row{'s' * (self.rows != 1)} {CLASSES[self.kind].format(against=self.against)}"
 
     def as_json(self) -> dict[str, Any]:
         """For artefacts and the report."""

@@ -159,7 +159,9 @@ def _weights(merge: Merge) -> np.ndarray:
     from mergekit import merge_methods
 
     if any(parameter.name == "weight" for parameter in merge_methods.get(file.method).spec.parameters):
-        raise RecipeError("weights: are missing; give each expert one, or search for them with search-merge.")
+        raise RecipeError(
+            "weights: the merge file has none; give each expert one, or search for them with search-merge."
+        )
     return np.ones((len(file.experts), merge.layout.segment_count))
 
 

@@ -115,7 +115,7 @@ def check_leaks(
             first = min(rows)
             raise LeakError(
                 f"sources.{name}: {len(rows)} of {len(pairs[name])} training queries also stand in {spec}, the first "
-                f"being row {first} ({pairs[name][first].query!r:.80}); use other training data, or set "
+                f"being row {first} ({pairs[name][first].query[:80]!r}); use other training data, or set "
                 "`leaks: drop` to leave such rows out."
             )
     leaks: dict[str, list[Leak]] = {name: [] for name in names}

@@ -67,7 +67,7 @@ def compare_family(
     for a, b in dict.fromkeys(pairs):
         shared = [task for task in scores[a][0] if task in scores[b][0]]
         scopes = [("", shared), *((task, [task]) for task in shared if by_task and len(shared) > 1)]
-        for name, tasks in scopes if shared else [("", [])]:
+        for name, tasks in scopes if shared else [("", [*scores[a][0], *scores[b][0]])]:
             made.append((a, b, name, _compared(scores[a], scores[b], tasks, seed=seed)))
     corrected = holm([found.p_value for *_, found in made])
     return [Tested(*given, p_holm) for given, p_holm in zip(made, corrected, strict=True)]
