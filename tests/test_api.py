@@ -88,6 +88,10 @@ def test_evaluate_and_compare_do_what_the_commands_do(tmp_path: Path):
         medley.compare(tmp_path / "a.json", tmp_path / "a.json")
     with pytest.raises(InputError, match="nothing to score on"):
         medley.evaluate("bm25", [])
+    with pytest.raises(InputError, match="no model to score"):
+        medley.evaluate([], ["demo/medicine:dev"])
+    with pytest.raises(CollectionError, match=r"^nope: "):
+        medley.evaluate("bm25", "nope:dev")
 
 
 @pytest.mark.slow

@@ -173,7 +173,8 @@ def test_fields_that_a_server_wants_are_sent(embedder: Server, tmp_path: Path) -
     sides = ("--server-extra", "query:input_type=query", "--server-extra", "passage:input_type=passage")
     one = results(embedder, *sides, "--server-extra", "truncate=true", "--store", str(tmp_path))
     assert {body.get("input_type") for body in embedder.bodies if "truncate" in body} == {"query", "passage"}
-    assert all(body["truncate"] is True for body in embedder.bodies)
+    # a request of the call before, which was refused, may come in late
+    assert all(body["truncate"] is True for body in embedder.bodies if "input_type" in body)
     asked = len(embedder.bodies)
     assert results(embedder, *sides, "--server-extra", "truncate=true", "--store", str(tmp_path)) == one
     assert len(embedder.bodies) == asked
@@ -206,7 +207,7 @@ def test_a_key_goes_only_where_it_is_named(
         b'{"data": [{"index": 0, "embedding": [1e300, 1]}]}', b'{"data": [{"index": 5, "embedding": [1, 1]}]}',
         b'{"data": [{"index": 0, "embedding": "AAAA"}]}', b'{"data": [{"index": 0, "embedding": []}]}',
         b'{"data": [{"index": 0, "embedding": [[1]]}]}', b'{"data": [{"index": "a", "embedding": [1]}]}',
-        b'{"data": []}', b"\xff",
+        b'{"data": []}', b"\xff", b'{"data": [{"index": 0, "embedding": [0, 0]}]}',
     ],
 )  # fmt: skip
 def test_what_are_no_vectors_is_one_sentence(embedder: Server, answer: bytes) -> None:

@@ -233,6 +233,18 @@ def test_a_key_in_the_address_is_refused_without_being_repeated(address: str) ->
     assert "topsecret" not in str(caught.value)
 
 
+def test_a_reply_that_repeats_the_key_is_kept_without(
+    server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.script = lambda number, body: "your key is sk-topsecret, and the place is EMPTY"
+    for key, kept in (("sk-topsecret", "***"), ("EMPTY", "sk-topsecret")):
+        monkeypatch.setenv("MY_KEY", key)
+        cache = tmp_path / f"{key}.jsonl"
+        reply = complete(chat_with(server, cache, api_key_env="MY_KEY"), ASK, sampling=Sampling())
+        assert reply.text == f"your key is {kept}, and the place is EMPTY"
+        assert f"key is {kept}" in cache.read_text()
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

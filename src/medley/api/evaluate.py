@@ -94,7 +94,7 @@ def open_tasks(
 @telling()
 def evaluate(
     models: str | Sequence[str],
-    tasks: Opened | Sequence[str],
+    tasks: Opened | str | Sequence[str],
     *,
     compress: Sequence[str] = (),
     options: Options | None = None,
@@ -112,8 +112,10 @@ def evaluate(
     if engine not in ENGINES:
         raise InputError(f"--engine {engine}: not known; choose {' or '.join(ENGINES)}.")
     names = [models] if isinstance(models, str) else list(models)
+    if not names:
+        raise InputError("no model to score; name at least one, such as bm25.")
     rows = rows_of(names, [check_compression(name) for name in compress])
-    there = tasks if isinstance(tasks, Opened) else open_tasks(tasks)
+    there = tasks if isinstance(tasks, Opened) else open_tasks([tasks] if isinstance(tasks, str) else tasks)
     asked = options or Options()
     asked = replace(asked, instructions={**there.instructions, **asked.instructions})
     place = None if out is None else Path(out)

@@ -92,7 +92,7 @@ def train(
     out: Path | str,
     *,
     settings: TrainSettings | None = None,
-    dev: Sequence[str] = (),
+    dev: str | Sequence[str] = (),
     instruction: str = "",
     seed: int = 13,
     force: bool = False,
@@ -105,6 +105,7 @@ def train(
     where dev is a test set, DivergedError, and OutputError before anything is written.
     """
     settings, out = settings or TrainSettings(), Path(out)
+    dev = [dev] if isinstance(dev, str) else dev
     if dev and settings.early_stopping is None:
         settings = TrainSettings.model_validate({**settings.model_dump(), "early_stopping": {}})
     rows = read_pairs(Path(pairs))

@@ -204,10 +204,14 @@ class EmbeddingClient:
             numbered = [row["index"] for row in rows] == list(range(len(rows)))
         except (ValueError, KeyError, TypeError, OverflowError) as problem:
             raise self._error(
-                f"the answer holds no embeddings ({problem}); is it an embedding server?"
+                "the answer is no list of embeddings of one length, each of numbers and with an `index`"
             ) from problem
         if vectors.ndim != 2 or not vectors.shape[1] or len(vectors) != count or not numbered:
-            raise self._error(f"{len(vectors)} vectors for {count} texts; is it an embedding server?")
+            raise self._error(
+                f"the answer holds no {count} vectors of numbers, one a text (found: {len(rows)})"
+            )
         if not np.isfinite(vectors).all():
             raise self._error("some numbers of its vectors are not finite")
+        if not vectors.any(axis=1).all():
+            raise self._error("it gives a text a vector of zeros, which has no direction to compare")
         return vectors

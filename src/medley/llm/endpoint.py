@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from medley.errors import EndpointError
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from medley.llm.transport import Transport
 
 LONGEST_BACKOFF_S = 30.0
+SHORTEST_SECRET = 8
+"""A shorter key is a word such as `EMPTY`, which servers without a key are given and replies may well hold."""
 
 
 class Endpoint:
@@ -114,6 +117,9 @@ class Endpoint:
                     reply = reply_of(answer, request.messages)
                 except ValueError as problem:
                     return invalid_answer(answer, problem, self.where)
+                if len(self._key) >= SHORTEST_SECRET and self._key in reply.text:  # it would be kept for good
+                    say(f"{self.where}: a reply repeats the key; it is kept without.")
+                    reply = replace(reply, text=reply.text.replace(self._key, "***"))
                 self._remember(dialect)
                 self._books.paid(reply)
                 self._answered += 1
