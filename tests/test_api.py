@@ -94,6 +94,13 @@ def test_evaluate_and_compare_do_what_the_commands_do(tmp_path: Path):
         medley.evaluate("bm25", "nope:dev")
 
 
+def test_one_task_may_be_a_string_and_no_model_is_told(tmp_path: Path):
+    one = medley.evaluate("bm25", "demo/medicine:dev")
+    assert one.as_json() == medley.evaluate(["bm25"], ["demo/medicine:dev"]).as_json()
+    with pytest.raises(InputError):
+        medley.evaluate([], ["demo/medicine:dev"])
+
+
 @pytest.mark.slow
 def test_the_workflow_example_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
