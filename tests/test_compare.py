@@ -141,6 +141,9 @@ def test_detectable_difference_is_the_one_that_power_tables_give() -> None:
     power = stats.nct.sf(stats.t.ppf(0.975, freedom), freedom, noncentral)
     assert power == pytest.approx(0.8, abs=0.01)
     assert detectable_difference([d[:1]]) is None and detectable_difference([np.zeros(5)]) is None
+    assert detectable_difference([np.array([0.01] + [0.0] * 63)]) is None, (
+        "one query that differs promises nothing"
+    )
     halves = detectable_difference([d, d])
     assert halves == pytest.approx(detectable_difference([d]) / np.sqrt(2), rel=0.02)
 

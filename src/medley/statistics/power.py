@@ -13,6 +13,8 @@ import numpy as np
 
 ALPHA = 0.05
 POWER = 0.8
+DIFFERING = 10
+"""With fewer queries whose scores differ their spread is a guess: one of eight would promise to find almost nothing."""
 
 
 def standard_error(tasks: Sequence[np.ndarray]) -> float | None:
@@ -27,8 +29,11 @@ def detectable_difference(
 ) -> float | None:
     """The smallest true difference of the mean over tasks that a two-sided test finds with this probability.
 
-    None where there are too few queries to tell (a task with one), or where all differences are equal.
+    None where there are too few queries to tell (a task with one, or fewer than DIFFERING that differ at all), or
+    where all differences are equal.
     """
+    if sum(int(np.count_nonzero(d_Q)) for d_Q in tasks) < DIFFERING:
+        return None
     error = standard_error(tasks)
     if not error:
         return None
