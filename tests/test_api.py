@@ -68,6 +68,7 @@ def test_mine_does_what_the_command_does(pairs: Path, tmp_path: Path):
     assert medley.mine(pairs, str(tmp_path / "a.jsonl"), force=True).counts
 
 
+@pytest.mark.slow
 def test_evaluate_and_compare_do_what_the_commands_do(tmp_path: Path):
     tasks = ["demo/medicine:dev", "demo/general:dev"]
     found = medley.evaluate(["bm25", "tiny"], tasks, out=tmp_path / "a.json")

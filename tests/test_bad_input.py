@@ -298,6 +298,7 @@ def test_results_that_cannot_be_compared(tmp_path):
     assert "no task in common (only-a against only-b)" in sentence
 
 
+@pytest.mark.slow
 def test_as_a_process_there_is_one_line_and_no_traceback(tmp_path, collection, recipe):
     replace_line(collection / "qrels" / "test.tsv", 2, b"t1\tp2\t0.5")
     before = contents(tmp_path)

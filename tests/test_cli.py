@@ -330,6 +330,7 @@ def experts(work: Path, tiny_model_folder: Path) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_merge_then_search_merge_then_evaluate_then_tune(work, tmp_path, experts, tiny_model_folder):
     content = {"base": str(tiny_model_folder), "experts": experts, "method": "linear", "weights": {"a": 0.6, "b": 0.4}}  # fmt: skip
     file = tmp_path / "merge.yaml"

@@ -51,6 +51,7 @@ def changed(file, **change):
     return parse_merge_file(file.model_dump(by_alias=True, exclude_none=True) | change, "MERGE.yaml")
 
 
+@pytest.mark.slow
 def test_the_probe_s_texts_lie_in_the_folder_that_is_being_written(merge_file, tmp_path, monkeypatch):
     from medley.merge import export as exporting
 

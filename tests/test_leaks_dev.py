@@ -172,6 +172,7 @@ def test_under_drop_a_run_leaves_shared_dev_queries_out(place: Path, tiny_model_
     assert '"dev_queries_left_out"' in artefact and "animals:dev" in artefact
 
 
+@pytest.mark.slow
 def test_a_model_remembers_what_it_was_chosen_on(place: Path, tiny_model_folder: Path) -> None:
     """Stopped on dev, merged on dev, its instruction tuned on dev: scored on dev, every result says so."""
     pairs = [write_lines(place / f"{name}.jsonl", training_rows(f"train_{name}")) for name in "ab"]

@@ -37,6 +37,7 @@ def same(left, right):
 
 
 @pytest.mark.parametrize(("dtype", "count"), [("float32", 50), ("bfloat16", 1000)])
+@pytest.mark.slow
 def test_no_drift_after_a_thousand_candidates(base_folder, checkpoints, adapter, dtype, count):
     """The thousandth candidate is bit for bit what it is when made first, and so is the base afterwards."""
     experts = [read_expert(folder) for folder in checkpoints]

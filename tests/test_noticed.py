@@ -101,6 +101,7 @@ def test_zeros_are_told(retriever, capsys):
     encode_queries(retriever, ["nobody listens"])
 
 
+@pytest.mark.slow
 def test_commands_and_runs_tell_what_was_cut(tiny_model_folder, tmp_path):
     data = write_collection(tmp_path / "data")
     long = " ".join(text for _, text in PASSAGES.values())

@@ -184,6 +184,7 @@ def test_what_was_handed_over_speaks_of_its_own_run(place, again, monkeypatch):
     assert not (again / "recipe-unfinished.yaml").exists()
 
 
+@pytest.mark.slow
 def test_coefficients_changed_by_hand_are_seen_kept_and_found_again(place, again):
     path = again / "stages/merge/search/search.json"
     found = json.loads(path.read_text())
@@ -233,6 +234,7 @@ def test_a_changed_search_leaves_the_experts_alone(place, again):
     assert rerun(place, again, *change) == ["merge/search", "merge/model"]
 
 
+@pytest.mark.slow
 def test_a_run_searches_other_methods_than_sums_and_merges_as_a_merge_file_does(
     place, again, tmp_path, tiny_model_folder
 ):

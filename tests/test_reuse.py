@@ -113,6 +113,7 @@ def test_files_are_copied_where_links_cannot_be_made(tmp_path, monkeypatch):
     assert (tmp_path / "new/inner/text").read_text() == "a"
 
 
+@pytest.mark.slow
 def test_a_recipe_that_varies_one_stage_trains_nothing_again(tmp_path, tiny_model_folder):
     write_collection(tmp_path / "coll")
     recipe = write_recipe(tmp_path / "small.yaml", tiny_model_folder, tmp_path / "coll")
