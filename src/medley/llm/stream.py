@@ -94,15 +94,16 @@ class _Work:
                     self._ready.wait()
                 if self._failure is not None:
                     raise self._failure
-                batch = []
-                while self._given in self._replies:
-                    batch.append(self._replies.pop(self._given))
-                    self._given += 1
+                batch: list[Reply] = []
+                while self._given + len(batch) in self._replies:
+                    batch.append(self._replies.pop(self._given + len(batch)))
                 if not batch:
                     return
-                if self._full:
-                    self._loop.call_soon_threadsafe(self._room.set)
             yield batch
+            with self._lock:  # only now is there room: until here the batch was in memory, too
+                self._given += len(batch)
+                if self._full and not self._loop.is_closed():
+                    self._loop.call_soon_threadsafe(self._room.set)
 
     def stop(self) -> None:
         """Send nothing more; wait a little for what is under way, so that paid replies are recorded."""
